@@ -1,0 +1,303 @@
+"""The record contract: sharded TFRecords, one example per object, and the manifest beside them.
+
+    <directory>/manifest.json
+    <directory>/<split>-00000-of-00004.tfrecord
+
+TFRecord's own checksums miss some truncations, so the manifest holds a SHA-256 per shard, and
+`RecordSet` checks it before the first object is used.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from tfjoint import files
+from tfjoint.errors import UserError
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+CAMERA_FIELDS = ("azimuth_degrees", "elevation_degrees", "rotation_degrees", "distance_ratio")
+
+# TFRecord framing: length (8 bytes), its CRC (4), the data, its CRC (4).
+_LENGTH = struct.Struct("<Q")
+_HEADER_BYTES, _FOOTER_BYTES = 12, 4
+
+
+class RecordError(UserError):
+    """A record directory that is missing, damaged, or not of this schema."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ObjectRecord:
+    """One object: its views as encoded images, its cameras, its occupancy grid."""
+
+    category: str
+    object_id: str
+    source: str
+    """Group of near-duplicate meshes; a group lies on one side of a split."""
+    views: Sequence[bytes]
+    """V encoded PNG images, RGBA or RGB, all of one size."""
+    cameras: np.ndarray
+    """[V, 4] float32, columns as in `CAMERA_FIELDS`."""
+    voxels: np.ndarray
+    """[D, D, D] bool, axes x, y (up), z."""
+
+
+class Shard(NamedTuple):
+    """What the manifest says of one shard."""
+
+    file: str
+    records: int
+    bytes: int
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """What `manifest.json` says of a record directory."""
+
+    name: str
+    """Data set and variant, e.g. "open-demo"; printed beside every result."""
+    split_name: str
+    """Which split list was used, e.g. "r2n2"."""
+    split_sha256: str
+    image_size: int
+    """Side of the square stored views in pixels, before the crop."""
+    views: int
+    """Views stored per object."""
+    voxel_size: int
+    """Side D of the occupancy grid."""
+    splits: Mapping[str, tuple[Shard, ...]]
+    sources: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """SHA-256 of every source file, by name."""
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """The settings of the builder that made the records."""
+    tool_version: str = ""
+    schema: int = SCHEMA_VERSION
+
+    def to_json(self) -> dict[str, Any]:
+        fields = dataclasses.asdict(self)
+        fields["splits"] = {k: [s._asdict() for s in v] for k, v in self.splits.items()}
+        return fields
+
+
+def encode_record(record: ObjectRecord) -> bytes:
+    """Return the serialized `tf.train.Example` of an object; equal input gives equal bytes."""
+    views = list(record.views)
+    cameras = np.asarray(record.cameras, np.float32)
+    voxels = np.asarray(record.voxels, bool)
+    if not views or cameras.shape != (len(views), len(CAMERA_FIELDS)):
+        raise ValueError(
+            f"{record.object_id}: cameras must be [V, {len(CAMERA_FIELDS)}] with V >= 1 views. "
+            f"Received: {len(views)} views, cameras {cameras.shape}"
+        )
+    if voxels.ndim != 3 or len(set(voxels.shape)) != 1:
+        raise ValueError(
+            f"{record.object_id}: voxels must be [D, D, D]. Received: {voxels.shape}"
+        )
+    feature = {
+        "schema": _int64(SCHEMA_VERSION),
+        "category": _bytes([record.category.encode()]),
+        "object": _bytes([record.object_id.encode()]),
+        "source": _bytes([record.source.encode()]),
+        "views": _bytes(views),
+        "cameras": tf.train.Feature(float_list=tf.train.FloatList(value=cameras.ravel())),
+        "voxel_size": _int64(voxels.shape[0]),
+        "voxels": _bytes([np.packbits(voxels).tobytes()]),
+    }
+    example = tf.train.Example(features=tf.train.Features(feature=feature))
+    return example.SerializeToString(deterministic=True)
+
+
+def decode_record(serialized: bytes) -> ObjectRecord:
+    """Invert `encode_record`. Raises `RecordError` for anything that is not such a record."""
+    try:
+        feature = tf.train.Example.FromString(serialized).features.feature
+        schema = feature["schema"].int64_list.value[0]
+        if schema != SCHEMA_VERSION:
+            raise RecordError(
+                f"record schema {schema} is unknown; this version reads schema "
+                f"{SCHEMA_VERSION}: rebuild the records with data_tools of this version"
+            )
+        size = feature["voxel_size"].int64_list.value[0]
+        bits = np.frombuffer(feature["voxels"].bytes_list.value[0], np.uint8)
+        views = tuple(feature["views"].bytes_list.value)
+        cameras = np.array(feature["cameras"].float_list.value, np.float32)
+        return ObjectRecord(
+            category=feature["category"].bytes_list.value[0].decode(),
+            object_id=feature["object"].bytes_list.value[0].decode(),
+            source=feature["source"].bytes_list.value[0].decode(),
+            views=views,
+            cameras=cameras.reshape(len(views), len(CAMERA_FIELDS)),
+            voxels=np.unpackbits(bits, count=size**3).astype(bool).reshape(size, size, size),
+        )
+    except RecordError:
+        raise
+    except Exception as error:  # protobuf's DecodeError and missing features alike
+        raise RecordError(
+            f"not a record of schema {SCHEMA_VERSION} ({type(error).__name__}: {error}): "
+            "rebuild the records with data_tools"
+        ) from error
+
+
+def write_split(
+    directory: str | os.PathLike,
+    split: str,
+    records: Iterable[ObjectRecord],
+    count: int,
+    records_per_shard: int = 512,
+) -> tuple[Shard, ...]:
+    """Write `count` records as the shards of one split and return their manifest entries."""
+    directory = Path(directory)
+    shards = max(1, -(-count // records_per_shard))
+    iterator = iter(records)
+    entries = []
+    for index in range(shards):
+        path = directory / f"{split}-{index:05d}-of-{shards:05d}.tfrecord"
+        wanted = min(records_per_shard, count - index * records_per_shard)
+        with files.replacing(path) as temporary:
+            with tf.io.TFRecordWriter(str(temporary)) as writer:
+                for _ in range(wanted):
+                    writer.write(encode_record(next(iterator)))
+            digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
+            size = temporary.stat().st_size
+        entries.append(Shard(path.name, wanted, size, digest))
+    return tuple(entries)
+
+
+def write_manifest(directory: str | os.PathLike, manifest: Manifest) -> None:
+    """Write `manifest.json`; do this last, it is what makes the shards count."""
+    files.write_json(Path(directory) / MANIFEST, manifest.to_json())
+
+
+def read_manifest(directory: str | os.PathLike) -> Manifest:
+    """Read and check `manifest.json`. Raises `RecordError`."""
+    path = Path(directory) / MANIFEST
+    if not Path(directory).is_dir():
+        raise RecordError(f"no record directory at {directory}: build one with data_tools")
+    if not path.is_file():
+        raise RecordError(f"{directory} has no {MANIFEST}: it is not a finished record directory")
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        schema = fields["schema"]
+        if schema != SCHEMA_VERSION:
+            raise RecordError(
+                f"{path} has schema {schema!r}; this version reads schema {SCHEMA_VERSION}: "
+                "rebuild the records with data_tools of this version"
+            )
+        fields["splits"] = {
+            name: tuple(Shard(**shard) for shard in shards)
+            for name, shards in fields["splits"].items()
+        }
+        return Manifest(**fields)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        if isinstance(error, RecordError):
+            raise
+        raise RecordError(f"{path} is not a manifest ({type(error).__name__}: {error})") from error
+
+
+def manifest_sha256(directory: str | os.PathLike) -> str:
+    """SHA-256 of `manifest.json`: the data hash that every result carries."""
+    return hashlib.sha256((Path(directory) / MANIFEST).read_bytes()).hexdigest()
+
+
+class ObjectEntry(NamedTuple):
+    """Where an object lies and what it is, without its views."""
+
+    category: str
+    object_id: str
+    source: str
+    shard: int
+    offset: int
+    length: int
+
+
+class RecordSet:
+    """One split of a record directory, verified, with random access to its objects.
+
+    Opening reads every shard once: size and SHA-256 against the manifest, then every record's
+    schema. Raises `RecordError` with one clear line for whatever does not hold.
+    """
+
+    def __init__(self, directory: str | os.PathLike, split: str) -> None:
+        self.directory = Path(directory)
+        self.split = split
+        self.manifest = read_manifest(directory)
+        self.data_sha256 = manifest_sha256(directory)
+        if split not in self.manifest.splits:
+            raise RecordError(
+                f"{directory} has no split {split!r}; it has: {', '.join(self.manifest.splits)}"
+            )
+        self._paths = [self.directory / shard.file for shard in self.manifest.splits[split]]
+        self.objects: list[ObjectEntry] = []
+        for index, shard in enumerate(self.manifest.splits[split]):
+            self.objects += _index_shard(self._paths[index], shard, index)
+        if not self.objects:
+            raise RecordError(f"split {split!r} of {directory} is empty: nothing to read")
+
+    def __len__(self) -> int:
+        return len(self.objects)
+
+    def read(self, index: int) -> bytes:
+        """Return the serialized record of object `index`, by its position alone."""
+        entry = self.objects[index]
+        with self._paths[entry.shard].open("rb") as handle:
+            handle.seek(entry.offset)
+            return handle.read(entry.length)
+
+    def record(self, index: int) -> ObjectRecord:
+        """Return object `index` decoded."""
+        return decode_record(self.read(index))
+
+
+def _index_shard(path: Path, shard: Shard, shard_index: int) -> list[ObjectEntry]:
+    if not path.is_file():
+        raise RecordError(f"{path} is missing, but the manifest lists it: rebuild the records")
+    data = path.read_bytes()
+    if len(data) != shard.bytes or hashlib.sha256(data).hexdigest() != shard.sha256:
+        raise RecordError(
+            f"{path} is damaged: {len(data)} bytes, or a digest, differ from the manifest "
+            f"({shard.bytes} bytes, sha256 {shard.sha256[:12]}...): rebuild the records"
+        )
+    entries = []
+    position = 0
+    while position < len(data):
+        try:
+            (length,) = _LENGTH.unpack_from(data, position)
+        except struct.error as error:
+            raise RecordError(f"{path} ends inside a record: rebuild the records") from error
+        offset = position + _HEADER_BYTES
+        try:
+            record = decode_record(data[offset : offset + length])
+        except RecordError as error:
+            raise RecordError(f"{path}, record {len(entries)}: {error}") from error
+        entries.append(
+            ObjectEntry(
+                record.category, record.object_id, record.source, shard_index, offset, length
+            )
+        )
+        position = offset + length + _FOOTER_BYTES
+    if len(entries) != shard.records:
+        raise RecordError(
+            f"{path} holds {len(entries)} records, the manifest says {shard.records}: "
+            "rebuild the records"
+        )
+    return entries
+
+
+def _int64(value: int) -> tf.train.Feature:
+    return tf.train.Feature(int64_list=tf.train.Int64List(value=[value]))
+
+
+def _bytes(values: Sequence[bytes]) -> tf.train.Feature:
+    return tf.train.Feature(bytes_list=tf.train.BytesList(value=values))

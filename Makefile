@@ -1,0 +1,126 @@
+# Set-up and checks of tfjoint; `make help` lists the targets.
+#
+# Every target prepares the virtual environment it needs. Pins come from constraints/; a finished
+# set-up leaves a stamp, so that the next call starts at once and an interrupted one starts over.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.SUFFIXES:
+# Two set-ups at once would only compete for the same cores and the same download.
+.NOTPARALLEL:
+
+# `make PYTHON=python3.12 test` chooses the interpreter, instead of the first one that fits.
+PYTHON ?=
+DEMO_FLAGS ?=
+PYTEST_FLAGS ?=
+
+export PYTHON
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_USER := 0
+export TF_CPP_MIN_LOG_LEVEL ?= 3
+
+VENV := .venv
+VENV_TF221 := .venv-tf221
+VENV_TF214 := .venv-tf214
+STAMP := tfjoint-ready
+
+BIN := $(VENV)/bin
+RUN := runs/direct
+
+# --- Targets -------------------------------------------------------------------------------------
+
+.PHONY: help demo test lint setup test-tf221 test-tf214 clean distclean
+
+help:
+	@echo 'make demo         train the direct model on the embedded demo set, export and evaluate it'
+	@echo 'make test         lint, then the whole test suite (TensorFlow 2.17)'
+	@echo 'make test-tf221   the fast part of the suite on TensorFlow 2.21'
+	@echo 'make test-tf214   the fast part of the suite on TensorFlow 2.14 (Python 3.9-3.11)'
+	@echo 'make lint         ruff and mypy alone'
+	@echo 'make setup        only create .venv'
+	@echo 'make clean        remove caches and runs/direct; keep the virtual environments'
+	@echo 'make distclean    remove the virtual environments too'
+	@echo
+	@echo 'PYTHON=...        the interpreter to use; otherwise the first that fits (3.10-3.12)'
+	@echo 'DEMO_FLAGS=...    more flags for the training of make demo'
+	@echo 'PYTEST_FLAGS=...  more flags for pytest'
+
+demo: $(VENV)/$(STAMP)
+	$(strip $(BIN)/python -m tfjoint.train --model=direct --flagfile=configs/direct.cfg $(DEMO_FLAGS))
+	$(BIN)/python -m tfjoint.evaluate --export=$(RUN)/export
+	@echo
+	@echo 'TensorBoard   $(BIN)/tensorboard --logdir=$(RUN)'
+	@echo 'SavedModel    $(RUN)/export'
+	@echo 'results       $(RUN)/results.json'
+
+test: lint
+	$(strip $(BIN)/python -m pytest $(PYTEST_FLAGS))
+
+lint: $(VENV)/$(STAMP)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+setup: $(VENV)/$(STAMP)
+
+test-tf221: $(VENV_TF221)/$(STAMP)
+	$(strip $(VENV_TF221)/bin/python -m pytest -m "not slow" $(PYTEST_FLAGS))
+
+test-tf214: $(VENV_TF214)/$(STAMP)
+	$(strip $(VENV_TF214)/bin/python -m pytest -m "not slow" $(PYTEST_FLAGS))
+
+clean:
+	rm -rf build $(RUN) .pytest_cache .ruff_cache .mypy_cache *.egg-info
+	find tfjoint data_tools tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV) $(VENV_TF221) $(VENV_TF214)
+
+# --- Environments --------------------------------------------------------------------------------
+
+comma := ,
+
+# other_python(directory): FORCE when PYTHON names another version than the directory was made with.
+other_python = $(if $(PYTHON),$(if $(wildcard $(1)/$(STAMP)),$(shell \
+  [ "$$($(PYTHON) -V 2>&1)" = "$$($(1)/bin/python -V 2>&1)" ] || echo FORCE)))
+
+.PHONY: FORCE
+
+$(VENV)/$(STAMP): pyproject.toml constraints/default.txt $(call other_python,$(VENV))
+	@$(call create_venv,$(VENV),3.11 3.12 3.10,default,tfc$(comma)data$(comma)dev)
+
+$(VENV_TF221)/$(STAMP): pyproject.toml constraints/tf221.txt $(call other_python,$(VENV_TF221))
+	@$(call create_venv,$(VENV_TF221),3.11 3.12 3.10,tf221,data$(comma)test)
+
+$(VENV_TF214)/$(STAMP): pyproject.toml constraints/tf214.txt $(call other_python,$(VENV_TF214))
+	@$(call create_venv,$(VENV_TF214),3.11 3.10 3.9,tf214,tf214$(comma)data$(comma)test)
+
+# create_venv(directory, Python versions by preference, constraints, extras)
+#
+# What counts as a Python is decided by running it: a name on PATH may be a launcher that only says
+# which versions it could start, and a distribution may split venv and ensurepip off. setuptools
+# comes first because the package itself is then built with the pinned one, not with a fresh
+# download; wheels alone, because a source build would need a compiler and another ten minutes.
+define create_venv
+set -eu; found=; \
+probe='import sys, venv, ensurepip; print("%d.%d %d.%d.%d" % (sys.version_info[:2] + sys.version_info[:3]))'; \
+candidates="$${PYTHON:-$(foreach v,$(2),python$(v)) python3 python}"; \
+for version in $(2); do \
+  for candidate in $$candidates; do \
+    answer=$$("$$candidate" -c "$$probe" 2>/dev/null) || continue; \
+    if [ "$${answer% *}" = "$$version" ]; then found=$$candidate; break 2; fi; \
+  done; \
+done; \
+if [ -z "$$found" ]; then \
+  echo "error: no Python for $(1): it takes one of $(2), with venv and ensurepip; tried: $$candidates. Install one or name it: make PYTHON=<path>" >&2; \
+  exit 2; \
+fi; \
+echo "creating $(1) with Python $${answer#* } ($$found), pins from constraints/$(3).txt"; \
+rm -rf $(1); \
+"$$found" -m venv $(1); \
+pip="$(1)/bin/python -m pip install -qq --constraint constraints/$(3).txt --only-binary :all:"; \
+$$pip setuptools wheel; \
+echo "installing tfjoint[$(4)] into $(1); the first time takes a few minutes"; \
+$$pip --no-build-isolation --editable '.[$(4)]'; \
+touch $@
+endef

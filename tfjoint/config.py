@@ -1,0 +1,217 @@
+"""Every setting of a training run: one frozen, range-checked object, and where each value is from.
+
+`resolve` layers the sources from left to right: defaults, then the profile's widths, then what the
+user gave (flagfile, command line). Only entry points know about flags.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from tfjoint.errors import UserError
+
+BACKGROUNDS = ("black", "white", "random")
+PRECISIONS = ("float32", "mixed_bfloat16")
+OPTIMIZERS = ("adam", "adamw", "lamb")
+
+# The widths of every network; a profile changes numbers only, never the topology.
+PROFILES: dict[str, dict[str, Any]] = {
+    "paper": {
+        "image_size": 128,
+        "encoder_channels": (64, 256, 512),
+        "decoder_channels": (256, 256, 128, 64),
+        "grid_channels": 128,
+        "voxel_channels": (128, 128, 64, 32),
+    },
+    "mini": {
+        "image_size": 64,
+        "encoder_channels": (16, 48, 96),
+        "decoder_channels": (64, 64, 32, 16),
+        "grid_channels": 48,
+        "voxel_channels": (48, 32, 24, 16),
+    },
+    "smoke": {
+        "image_size": 32,
+        "encoder_channels": (8, 16, 16),
+        "decoder_channels": (16, 16, 16, 8),
+        "grid_channels": 8,
+        "voxel_channels": (8, 8, 8, 8),
+    },
+}
+
+
+class ConfigError(UserError):
+    """A setting that is unknown, of the wrong type, or out of range."""
+
+
+def _setting(default: Any, text: str, *, low: float | None = None, high: float | None = None,
+             choices: tuple[str, ...] = (), free: bool = False) -> Any:  # fmt: skip
+    limits = {"help": text, "low": low, "high": high, "choices": choices, "free": free}
+    return dataclasses.field(default=default, metadata=limits)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The settings of one training run. A `free` one may change when a run is resumed."""
+
+    model: str = _setting("direct", "system to train", choices=("direct",))
+    profile: str = _setting("paper", "set of network widths", choices=tuple(PROFILES))
+    data: str = _setting("demo", 'record directory, or "demo" for the embedded set', free=True)
+    run_dir: str = _setting("", 'output directory; "" is runs/<model>', free=True)
+
+    seed: int = _setting(0, "of weights, order, views, iterations and binarizer", low=0,
+                         high=2**31 - 1)  # fmt: skip
+    epochs: int = _setting(20, "passes over the training objects", low=1, free=True)
+    steps: int = _setting(0, "minibatches to train; 0 takes them from epochs", low=0, free=True)
+    batch_size: int = _setting(6, "objects per minibatch, over all replicas", low=1)
+    views_min: int = _setting(1, "least views per object, drawn per minibatch", low=1)
+    views_max: int = _setting(5, "most views per object", low=1)
+    iterations_min: int = _setting(1, "least compression iterations, per minibatch", low=1)
+    iterations_max: int = _setting(8, "most compression iterations", low=1, high=64)
+    background: str = _setting("black", "colour behind the object", choices=BACKGROUNDS)
+
+    loss_weight: float = _setting(1.0, "weight of L_3D beside L_comp (Eq. 16)", low=0.0)
+    optimizer: str = _setting("adam", "optimizer", choices=OPTIMIZERS)
+    learning_rate: float = _setting(5e-4, "learning rate at the start", low=1e-8, high=1.0)
+    halve_at_epochs: tuple[int, ...] = _setting(
+        (3, 10, 20, 50), "epochs at which the learning rate is halved", low=1
+    )
+    precision: str = _setting("float32", "arithmetic of the networks", choices=PRECISIONS)
+    deterministic: bool = _setting(True, "same seed, same machine: bit-identical weights")
+
+    image_size: int = _setting(128, "side of the square images in pixels", low=16)
+    code_channels: int = _setting(16, "M: bits per 16x16 pixels and iteration", low=1)
+    encoder_channels: tuple[int, ...] = _setting(
+        (64, 256, 512), "compression encoder: convolution, RNN, RNN", low=1
+    )
+    decoder_channels: tuple[int, ...] = _setting(
+        (256, 256, 128, 64), "compression decoder: 1x1 convolution, RNN, RNN, RNN", low=4
+    )
+    gamma: float = _setting(1.0, "1: iterations add up; 0: one-shot", low=0.0, high=1.0)
+    grid_size: int = _setting(4, "side of the LSTM grid in cells", low=1)
+    grid_channels: int = _setting(128, "channels per cell of the LSTM grid", low=1)
+    voxel_channels: tuple[int, ...] = _setting(
+        (128, 128, 64, 32), "voxel decoder: its four hidden convolutions", low=1
+    )
+
+    log_every: int = _setting(20, "steps between progress lines", low=1, free=True)
+    checkpoint_every: int = _setting(200, "steps between checkpoints", low=1, free=True)
+    picture_every: int = _setting(500, "steps between TensorBoard pictures", low=1, free=True)
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            _check(field, getattr(self, field.name))
+        for low, high in (("views_min", "views_max"), ("iterations_min", "iterations_max")):
+            if getattr(self, low) > getattr(self, high):
+                raise ConfigError(
+                    f"{low}={getattr(self, low)} is above {high}={getattr(self, high)}: "
+                    f"raise {high} or lower {low}"
+                )
+        if self.image_size % 16:
+            raise ConfigError(f"image_size must be a multiple of 16. Received: {self.image_size}")
+        for name, length in (("encoder_channels", 3), ("decoder_channels", 4),
+                             ("voxel_channels", 4)):  # fmt: skip
+            if len(getattr(self, name)) != length:
+                raise ConfigError(
+                    f"{name} needs {length} numbers. Received: {getattr(self, name)}"
+                )
+        if any(channels % 4 for channels in self.decoder_channels):
+            raise ConfigError(
+                "decoder_channels must be multiples of 4, depth-to-space needs them. "
+                f"Received: {self.decoder_channels}"
+            )
+
+    @property
+    def voxel_size(self) -> int:
+        """Side D of the occupancy grid: the voxel decoder doubles the LSTM grid three times."""
+        return 8 * self.grid_size
+
+    @property
+    def output(self) -> str:
+        """The run directory."""
+        return self.run_dir or f"runs/{self.model}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all settings as JSON values; `from_json` inverts it."""
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in dataclasses.asdict(self).items()
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Config:
+        """Return the config that `to_json` described. Raises `ConfigError`."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        if unknown := set(values) - known:
+            raise ConfigError(f"unknown settings: {', '.join(sorted(unknown))}")
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def resolve(
+    given: Mapping[str, Any], origins: Mapping[str, str] | None = None
+) -> tuple[Config, dict[str, str]]:
+    """Return the config of the `given` values and the origin of every value.
+
+    Args:
+      given: settings by name; the rest comes from the profile, then from the defaults.
+      origins: where each given value is from; "given" where it is not said.
+
+    Raises:
+      ConfigError: a name is unknown, or a value is of the wrong type or out of range.
+    """
+    fields = {field.name: field for field in dataclasses.fields(Config)}
+    if unknown := set(given) - set(fields):
+        raise ConfigError(f"unknown settings: {', '.join(sorted(unknown))}")
+    profile = given.get("profile", fields["profile"].default)
+    _check(fields["profile"], profile)
+    values = {**PROFILES[profile], **given}
+    origin_of = {name: "default" for name in fields}
+    origin_of |= {name: f"profile {profile}" for name in PROFILES[profile]}
+    origin_of |= {name: (origins or {}).get(name, "given") for name in given}
+    return Config(**values), origin_of
+
+
+def describe(config: Config, origins: Mapping[str, str]) -> str:
+    """Return the table `name  value  origin`, one line per setting."""
+    rows = [(name, _show(value), origins[name]) for name, value in config.to_json().items()]
+    name_width, value_width = (max(len(row[i]) for row in rows) for i in (0, 1))
+    return "\n".join(f"  {n:<{name_width}}  {v:<{value_width}}  {o}" for n, v, o in rows)
+
+
+def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Return "name: old -> new" for every setting that a resumed run must not change but did."""
+    free = {field.name for field in dataclasses.fields(Config) if field.metadata["free"]}
+    names = [name for name in {**old, **new} if name not in free]
+    return [
+        f"{name}: {_show(old.get(name))} -> {_show(new.get(name))}"
+        for name in names
+        if old.get(name) != new.get(name)
+    ]
+
+
+def _check(field: dataclasses.Field, value: Any) -> None:
+    values = value if isinstance(field.default, tuple) else (value,)
+    wanted = type(field.default[0] if isinstance(field.default, tuple) else field.default)
+    if isinstance(field.default, tuple) and not isinstance(value, tuple):
+        raise ConfigError(f"{field.name} must be a tuple of {wanted.__name__}. Received: {value!r}")
+    for item in values:
+        fits = type(item) is wanted or (wanted is float and type(item) is int)
+        if not fits:
+            raise ConfigError(f"{field.name} must be {wanted.__name__}. Received: {item!r}")
+        low, high, choices = (field.metadata[key] for key in ("low", "high", "choices"))
+        if choices and item not in choices:
+            raise ConfigError(
+                f"{field.name} must be one of {', '.join(choices)}. Received: {item!r}"
+            )
+        # Written so that NaN fails too.
+        if (low is not None and not item >= low) or (high is not None and not item <= high):
+            bounds = f"at least {low}" if high is None else f"in [{low}, {high}]"
+            raise ConfigError(f"{field.name} must be {bounds}. Received: {item!r}")
+        if wanted is float and item == float("inf"):
+            raise ConfigError(f"{field.name} must be finite. Received: {item!r}")
+
+
+def _show(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

@@ -1,0 +1,17 @@
+"""What the paper draws as one box; these modules need Keras and TensorFlow alone."""
+
+from tfjoint.layers.binarizer import Binarizer, BinarizerNoise, binarize
+from tfjoint.layers.conv_lstm import ConvLSTMCell, ConvLSTMState
+from tfjoint.layers.grid_lstm import GridLSTM, GridState
+from tfjoint.layers.resampling import UpConv3D
+
+__all__ = [
+    "Binarizer",
+    "BinarizerNoise",
+    "ConvLSTMCell",
+    "ConvLSTMState",
+    "GridLSTM",
+    "GridState",
+    "UpConv3D",
+    "binarize",
+]

@@ -1,0 +1,24 @@
+"""What every test may rely on: quiet TensorFlow, and two logical CPU devices."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # read when TensorFlow is loaded
+
+import pytest
+import tensorflow as tf
+
+# Devices can only be split before TensorFlow's first operation, so all tests run with two. Whoever
+# names no device is placed on CPU:0 as before.
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+)
+
+
+@pytest.fixture(scope="session")
+def two_cpus() -> list[str]:
+    """Two devices for a `tf.distribute.MirroredStrategy` in this process."""
+    names = ["CPU:0", "CPU:1"]
+    assert [d.name.rpartition("device:")[2] for d in tf.config.list_logical_devices("CPU")] == names
+    return names

@@ -114,9 +114,7 @@ class Config:
         for name, length in (("encoder_channels", 3), ("decoder_channels", 4),
                              ("voxel_channels", 4)):  # fmt: skip
             if len(getattr(self, name)) != length:
-                raise ConfigError(
-                    f"{name} needs {length} numbers. Received: {getattr(self, name)}"
-                )
+                raise ConfigError(f"{name} needs {length} numbers. Received: {getattr(self, name)}")
         if any(channels % 4 for channels in self.decoder_channels):
             raise ConfigError(
                 "decoder_channels must be multiples of 4, depth-to-space needs them. "

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import tensorflow as tf
+
+from tfjoint.config import Config
+from tfjoint.models import Output
 
 
 def compression_loss(images: tf.Tensor, decoded: tf.Tensor) -> tf.Tensor:
@@ -24,3 +29,16 @@ def occupancy_loss(voxels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     """
     labels = tf.cast(voxels, logits.dtype)
     return tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(labels=labels, logits=logits))
+
+
+def loss_terms(
+    config: Config, batch: Mapping[str, tf.Tensor], output: Output
+) -> dict[str, tf.Tensor]:
+    """Return the terms that apply to a system's output and their weighted sum, "loss" (Eq. 16)."""
+    terms = {}
+    if output.decoded is not None:
+        terms["L_comp"] = compression_loss(batch["images"], output.decoded)
+    if output.logits is not None:
+        terms["L_3D"] = occupancy_loss(batch["voxels"], output.logits)
+    weights = {"L_comp": 1.0, "L_3D": config.loss_weight}
+    return {**terms, "loss": tf.add_n([weights[name] * term for name, term in terms.items()])}

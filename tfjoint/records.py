@@ -102,9 +102,7 @@ def encode_record(record: ObjectRecord) -> bytes:
             f"Received: {len(views)} views, cameras {cameras.shape}"
         )
     if voxels.ndim != 3 or len(set(voxels.shape)) != 1:
-        raise ValueError(
-            f"{record.object_id}: voxels must be [D, D, D]. Received: {voxels.shape}"
-        )
+        raise ValueError(f"{record.object_id}: voxels must be [D, D, D]. Received: {voxels.shape}")
     feature = {
         "schema": _int64(SCHEMA_VERSION),
         "category": _bytes([record.category.encode()]),

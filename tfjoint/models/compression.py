@@ -71,9 +71,7 @@ class Compression(tf.keras.Model):
         first, *rest = decoder_channels
         self.decoder_conv = _conv(first, 1)
         hidden_kernels = (1, 3, 3)
-        self.decoder_cells = [
-            ConvLSTMCell(c, 3, kh) for c, kh in zip(rest, hidden_kernels)
-        ]
+        self.decoder_cells = [ConvLSTMCell(c, 3, kh) for c, kh in zip(rest, hidden_kernels)]
         self.output_conv = _conv(3, 1)
 
     def build(self, input_shape=None) -> None:

@@ -11,25 +11,13 @@ The 3D image encoder of 3D-R2N2 does not exist; the image decoder is trained bes
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import tensorflow as tf
 
 from tfjoint.config import Config
 from tfjoint.layers import BinarizerNoise, GridLSTM
 from tfjoint.models.compression import DOWNSAMPLING, Compression
+from tfjoint.models.output import Output
 from tfjoint.models.voxel_decoder import VoxelDecoder
-
-
-class DirectOutput(NamedTuple):
-    """What the direct model makes of V views of B objects in T iterations."""
-
-    codes: tf.Tensor
-    """[B, V, T, H/16, W/16, M], values in {-1, +1}."""
-    decoded: tf.Tensor
-    """[B, V, T, H, W, 3] float32, not clipped: every view after each iteration."""
-    logits: tf.Tensor
-    """[B, D, D, D] float32, occupancy logits."""
 
 
 class Direct(tf.keras.Model):
@@ -54,14 +42,14 @@ class Direct(tf.keras.Model):
 
     def call(
         self, images: tf.Tensor, iterations: tf.Tensor | int, noise: BinarizerNoise | None = None
-    ) -> DirectOutput:
+    ) -> Output:
         """Run the whole model on images [B, V, H, W, 3] in [0, 1]; with `noise`, training."""
-        flat = tf.reshape(images, tf.concat([[-1], tf.shape(images)[2:]], 0))  # [B * V, H, W, 3]
-        flat = tf.ensure_shape(flat, [None, *images.shape[2:]])
-        codes, decoded = self.compression(flat, iterations=iterations, noise=noise)
-        views = tf.shape(images)[:2]
-        codes = _split_rows(codes, views)
-        return DirectOutput(codes, _split_rows(decoded, views), self.occupancy(codes))
+        codes, decoded = self._compress(images, iterations, noise)
+        return Output(codes, decoded, self.occupancy(codes))
+
+    def encode(self, images: tf.Tensor, iterations: tf.Tensor | int) -> tf.Tensor:
+        """Return the codes [B, V, T, h, w, M] of images [B, V, H, W, 3] in [0, 1]."""
+        return self._compress(images, iterations, noise=None)[0]
 
     def occupancy(self, codes: tf.Tensor) -> tf.Tensor:
         """Return occupancy logits [B, D, D, D] of codes [B, V, T, h, w, M]."""
@@ -71,10 +59,18 @@ class Direct(tf.keras.Model):
 
     def decode(self, codes: tf.Tensor) -> tf.Tensor:
         """Return the images [B, V, T, H, W, 3] after each iteration of codes [B, V, T, h, w, M]."""
-        shape = tf.shape(codes)
-        flat = tf.reshape(codes, tf.concat([[shape[0] * shape[1]], shape[2:]], 0))
-        flat = tf.ensure_shape(flat, [None, *codes.shape[2:]])
-        return _split_rows(self.compression.decode(flat), shape[:2])
+        return _split_rows(self.compression.decode(_join_rows(codes)), tf.shape(codes)[:2])
+
+    def _compress(self, images, iterations, noise) -> tuple[tf.Tensor, tf.Tensor]:
+        compressed = self.compression(_join_rows(images), iterations=iterations, noise=noise)
+        views = tf.shape(images)[:2]
+        return _split_rows(compressed.codes, views), _split_rows(compressed.decoded, views)
+
+
+def _join_rows(views: tf.Tensor) -> tf.Tensor:
+    # [B, V, ...] -> [B * V, ...]
+    rows = tf.reshape(views, tf.concat([[-1], tf.shape(views)[2:]], 0))
+    return tf.ensure_shape(rows, [None, *views.shape[2:]])
 
 
 def _split_rows(rows: tf.Tensor, views: tf.Tensor) -> tf.Tensor:

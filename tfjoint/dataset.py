@@ -1,0 +1,261 @@
+"""From records to minibatches: the order of everything is a pure function of (seed, step).
+
+A minibatch is drawn with NumPy (`draw_minibatch`), its bytes are read by position, and TensorFlow
+decodes, composes and crops the views. So a run can start at any step without reading what came
+before, and every worker draws the same minibatch and keeps its own rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from tfjoint.config import Config, ConfigError
+from tfjoint.records import RecordSet
+
+DEMO = Path(__file__).parent / "demo"
+"""The embedded record set."""
+
+TEST_GREY = 240 / 255
+"""What stands for a "random" background at test time (Choy et al.)."""
+
+# One stream of random numbers per kind of draw, so that none depends on another's length.
+_ORDER, _MINIBATCH = 0, 1
+
+
+def record_directory(config: Config) -> Path:
+    """Return where the records of `config.data` lie."""
+    return DEMO if config.data == "demo" else Path(config.data)
+
+
+def open_split(config: Config, split: str) -> RecordSet:
+    """Open one split of the config's records and check that the config fits them.
+
+    Raises:
+      RecordError: the records are missing or damaged.
+      ConfigError: image, grid or number of views do not fit the records.
+    """
+    records = RecordSet(record_directory(config), split)
+    manifest = records.manifest
+    if manifest.voxel_size != config.voxel_size:
+        raise ConfigError(
+            f"the records hold grids of side {manifest.voxel_size}, the model makes "
+            f"{config.voxel_size} = 8 x grid_size: set grid_size={manifest.voxel_size // 8}"
+        )
+    if manifest.image_size < config.image_size:
+        raise ConfigError(
+            f"image_size={config.image_size} is above the records' {manifest.image_size} pixels: "
+            "use a smaller profile or larger records"
+        )
+    if manifest.views < config.views_max:
+        raise ConfigError(
+            f"views_max={config.views_max}, but the records hold {manifest.views} views "
+            f"per object: set views_max to at most {manifest.views}"
+        )
+    return records
+
+
+class Minibatch(NamedTuple):
+    """What one training step uses: B objects, V views of each, T iterations."""
+
+    objects: np.ndarray
+    """[B] positions in the record set."""
+    views: np.ndarray
+    """[B, V] view ids, no repeats within an object."""
+    offsets: np.ndarray
+    """[B, V, 2] top left corner of the crop, rows and columns."""
+    backgrounds: np.ndarray
+    """[B, V, 3] colour behind the object, in [0, 1]."""
+    iterations: int
+
+
+def draw_minibatch(
+    config: Config, objects: int, views: int, stored_size: int, step: int
+) -> Minibatch:
+    """Return the minibatch of `step`: a pure function of the config's seed and the step.
+
+    Objects follow one permutation per epoch; a minibatch may span two epochs, so none is dropped.
+
+    Args:
+      config: batch size, ranges of views and iterations, image size, background, seed.
+      objects: number of training objects.
+      views: number of views stored per object.
+      stored_size: side of the stored views in pixels.
+      step: from 0.
+    """
+    batch = config.batch_size
+    position = np.arange(step * batch, (step + 1) * batch)
+    orders = {epoch: _permutation(config.seed, epoch, objects) for epoch in position // objects}
+    chosen = np.array([orders[p // objects][p % objects] for p in position])
+
+    bits = _bits(config.seed, _MINIBATCH, step, 2 + batch * views * 4)
+    view_count = _integer(bits[0], config.views_min, config.views_max)
+    iterations = _integer(bits[1], config.iterations_min, config.iterations_max)
+    order, *draws = bits[2:].reshape(4, batch, views)
+    view_ids = np.argsort(order, axis=1, kind="stable")[:, :view_count]
+    rows, columns, greys = (draw[:, :view_count] for draw in draws)
+    offsets = np.stack([rows, columns], -1) % np.uint64(stored_size - config.image_size + 1)
+    backgrounds = _backgrounds(config.background, (225 + greys % np.uint64(31)) / 255)
+    return Minibatch(chosen, view_ids, offsets.astype(np.int32), backgrounds, int(iterations))
+
+
+class Replicas(NamedTuple):
+    """Which replicas' rows a worker reads: `local` of `total`, from `first` on."""
+
+    first: int = 0
+    local: int = 1
+    total: int = 1
+
+
+def training_dataset(
+    config: Config, records: RecordSet, start: int, stop: int, replicas: Replicas = Replicas()
+) -> tf.data.Dataset:
+    """Return the minibatches of steps `start` to `stop`, one element per step and local replica.
+
+    Elements are dicts; b = batch_size / replicas, V varies from step to step:
+      images: [b, V, H, W, 3] float32 in [0, 1]
+      voxels: [b, D, D, D] float32, 0 or 1
+      iterations: [] int32
+      step: [] int32
+      first_object: [] int32, row of the first object in the minibatch of all replicas
+    """
+    if config.batch_size % replicas.total:
+        raise ConfigError(
+            f"batch_size={config.batch_size} cannot be shared by {replicas.total} replicas: "
+            f"use a multiple of {replicas.total}"
+        )
+    rows = config.batch_size // replicas.total
+    manifest = records.manifest
+
+    def fetch(element: np.ndarray) -> tuple:
+        step, replica = divmod(int(element), replicas.local)
+        step, first = step + start, (replica + replicas.first) * rows
+        drawn = draw_minibatch(config, len(records), manifest.views, manifest.image_size, step)
+        mine = slice(first, first + rows)
+        read = [records.record(index) for index in drawn.objects[mine]]
+        views = drawn.views[mine]
+        images = [[record.views[v] for v in ids] for record, ids in zip(read, views)]
+        voxels = np.stack([record.voxels for record in read]).astype(np.float32)
+        return (
+            np.array(images, object),
+            drawn.offsets[mine],
+            drawn.backgrounds[mine].astype(np.float32),
+            voxels,
+            np.int32(drawn.iterations),
+            np.int32(step),
+            np.int32(first),
+        )
+
+    types = (tf.string, tf.int32, tf.float32, tf.float32, tf.int32, tf.int32, tf.int32)
+
+    def load(element: tf.Tensor) -> dict[str, tf.Tensor]:
+        images, offsets, backgrounds, voxels, *scalars = tf.numpy_function(fetch, [element], types)
+        images.set_shape([rows, None])
+        voxels.set_shape([rows, *[config.voxel_size] * 3])
+        for scalar in scalars:
+            scalar.set_shape([])
+        iterations, step, first = scalars
+        return {
+            "images": decode_views(images, offsets, backgrounds, config.image_size),
+            "voxels": voxels,
+            "iterations": iterations,
+            "step": step,
+            "first_object": first,
+        }
+
+    elements = tf.data.Dataset.range((stop - start) * replicas.local)
+    return elements.map(load, num_parallel_calls=2).prefetch(4)
+
+
+def decode_views(
+    encoded: tf.Tensor, offsets: tf.Tensor, backgrounds: tf.Tensor, image_size: int
+) -> tf.Tensor:
+    """Return [B, V, H, W, 3] float32 in [0, 1] of PNG views [B, V], composed and cropped.
+
+    Args:
+      encoded: [B, V] PNG bytes, RGB or RGBA; alpha blends the view over its background.
+      offsets: [B, V, 2] int32, top left corner of the crop.
+      backgrounds: [B, V, 3] float32 in [0, 1].
+      image_size: side of the crop.
+    """
+
+    def decode(args):
+        png, offset, background = args
+        rgba = tf.cast(tf.io.decode_png(png, channels=4), tf.float32) / 255
+        rgba = tf.slice(rgba, [offset[0], offset[1], 0], [image_size, image_size, 4])
+        return rgba[..., :3] * rgba[..., 3:] + background * (1 - rgba[..., 3:])
+
+    flat = (
+        tf.reshape(encoded, [-1]),
+        tf.reshape(offsets, [-1, 2]),
+        tf.reshape(backgrounds, [-1, 3]),
+    )
+    images = tf.map_fn(decode, flat, fn_output_signature=tf.TensorSpec([image_size, image_size, 3]))
+    images = tf.reshape(images, tf.concat([tf.shape(encoded), tf.shape(images)[1:]], 0))
+    return tf.ensure_shape(images, [encoded.shape[0], None, image_size, image_size, 3])
+
+
+class Example(NamedTuple):
+    """One object as it is evaluated."""
+
+    category: str
+    object_id: str
+    view_ids: tuple[int, ...]
+    images: np.ndarray
+    """[V, H, W, 3] float32 in [0, 1]."""
+    voxels: np.ndarray
+    """[D, D, D] bool."""
+
+
+def evaluation_examples(
+    config: Config, records: RecordSet, views: int, seed: int
+) -> Iterator[Example]:
+    """Yield every object in record order, `views` views each, cropped in the centre.
+
+    The view ids depend on the seed and the object's id alone: the same for every system and rate.
+    """
+    stored = records.manifest.image_size
+    offsets = np.full([1, views, 2], (stored - config.image_size) // 2, np.int32)
+    backgrounds = _backgrounds(config.background, np.full([1, views], TEST_GREY))
+    for index in range(len(records)):
+        record = records.record(index)
+        ids = evaluation_views(seed, record.object_id, len(record.views), views)
+        encoded = np.array([[record.views[i] for i in ids]], object)
+        images = decode_views(
+            tf.constant(encoded), offsets, backgrounds.astype(np.float32), config.image_size
+        )
+        yield Example(record.category, record.object_id, ids, images[0].numpy(), record.voxels)
+
+
+def evaluation_views(seed: int, object_id: str, stored: int, views: int) -> tuple[int, ...]:
+    """Return `views` of the `stored` view ids, drawn once from the seed and the object's id."""
+    digest = hashlib.sha256(f"{seed}/{object_id}".encode()).digest()
+    order = np.argsort(_bits(int.from_bytes(digest[:8], "little"), 0, 0, stored), kind="stable")
+    return tuple(int(i) for i in order[:views])
+
+
+def _backgrounds(background: str, greys: np.ndarray) -> np.ndarray:
+    # [..., 3] colours; `greys` [...] are used where the background is random.
+    colour = {"black": np.zeros_like(greys), "white": np.ones_like(greys), "random": greys}
+    return np.repeat(colour[background][..., np.newaxis], 3, axis=-1)
+
+
+def _permutation(seed: int, epoch: int, objects: int) -> np.ndarray:
+    return np.argsort(_bits(seed, _ORDER, int(epoch), objects), kind="stable")
+
+
+def _bits(seed: int, stream: int, step: int, count: int) -> np.ndarray:
+    # Raw Philox output is the same in every version of NumPy; `permutation` and others are not.
+    generator = np.random.Philox(
+        key=np.array([seed, stream], np.uint64), counter=np.array([0, step, 0, 0], np.uint64)
+    )
+    return generator.random_raw(count)
+
+
+def _integer(bits: np.uint64, low: int, high: int) -> int:
+    return low + int(bits % np.uint64(high - low + 1))

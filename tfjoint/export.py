@@ -1,0 +1,197 @@
+"""A trained model as a SavedModel that needs TensorFlow alone.
+
+    <run>/export/<version>/      TensorFlow Serving's layout
+        encode:      images [B, V, H, W, 3] float32 in [0, 1], iterations [] int32
+                     -> codes [B, V, T, H/16, W/16, M] int8, -1 or +1
+        reconstruct: codes -> occupancy [B, D, D, D] float32, probabilities
+        decode:      codes -> images [B, V, T, H, W, 3] float32 in [0, 1], after each iteration
+        assets.extra/tfjoint.json   config, step, data hash, code revision
+
+Any number of objects, views and iterations. An export is reloaded in a process that cannot import
+tfjoint and compared with the model before it gets its version number.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfjoint import files, models
+from tfjoint.checkpoint import Checkpoints
+from tfjoint.config import Config
+from tfjoint.dataset import evaluation_examples, open_split
+from tfjoint.errors import UserError
+from tfjoint.trainer import read_run
+
+DESCRIPTION = Path("assets.extra") / "tfjoint.json"
+TOLERANCE = 1e-6
+CHECKED_OBJECTS, CHECKED_VIEWS, CHECKED_ITERATIONS = 2, 3, 3
+
+
+class ExportError(UserError):
+    """A run that cannot be exported, or an export that is missing or wrong."""
+
+
+class Signatures(tf.Module):
+    """The signatures of a direct model; holds its variables and nothing of Keras."""
+
+    def __init__(self, model: tf.keras.Model, config: Config) -> None:
+        super().__init__()
+        # Keras 3 wraps a tf.Variable, Keras 2 uses it as it is.
+        self.weights = [v if isinstance(v, tf.Variable) else v.value for v in model.variables]
+        size, side = config.image_size, model.code_side
+        images = tf.TensorSpec([None, None, size, size, 3], tf.float32, "images")
+        codes = tf.TensorSpec(
+            [None, None, None, side, side, config.code_channels], tf.int8, "codes"
+        )
+        iterations = tf.TensorSpec([], tf.int32, "iterations")
+
+        @tf.function(input_signature=[images, iterations])
+        def encode(images, iterations):
+            _require(tf.reduce_all((images >= 0) & (images <= 1)), "images must be in [0, 1]")
+            _require(iterations >= 1, "iterations must be at least 1")
+            return {"codes": tf.cast(model.encode(images, iterations), tf.int8)}
+
+        @tf.function(input_signature=[codes])
+        def reconstruct(codes):
+            _require(tf.size(codes) > 0, "codes must hold at least one view and one iteration")
+            return {"occupancy": tf.sigmoid(model.occupancy(codes))}
+
+        @tf.function(input_signature=[codes])
+        def decode(codes):
+            _require(tf.size(codes) > 0, "codes must hold at least one view and one iteration")
+            return {"images": tf.clip_by_value(model.decode(codes), 0, 1)}
+
+        self.encode, self.reconstruct, self.decode = encode, reconstruct, decode
+
+    @property
+    def by_name(self) -> dict[str, tf.types.experimental.GenericFunction]:
+        """The signatures by the name they are served under."""
+        return {"encode": self.encode, "reconstruct": self.reconstruct, "decode": self.decode}
+
+
+def export_run(run: Path) -> Path:
+    """Export the newest checkpoint of a run and return the directory of the new version.
+
+    Where the newest export is already of that checkpoint, it is returned as it is.
+
+    Raises:
+      ExportError: the run has no checkpoint, or the reloaded export differs from the model.
+    """
+    description = read_run(run)
+    config = Config.from_json(description["config"])
+    model = models.create(config)
+    step = Checkpoints(run / "checkpoints", tf.train.Checkpoint(model=model)).restore(partial=True)
+    if not step:
+        raise ExportError(f"{run} has no checkpoint to export: train it first")
+    description |= {"step": step, "weights_sha256": weights_sha256(model)}
+    root = run / "export"
+    if (latest := latest_version(root)) and read_description(latest) == description:
+        print(f"already exported: {latest}")
+        return latest
+    path = root / str(int(latest.name) + 1 if latest else 1)
+    with files.replacing(path) as temporary:
+        signatures = Signatures(model, config)
+        tf.saved_model.save(signatures, str(temporary), signatures.by_name)
+        (temporary / DESCRIPTION).parent.mkdir()
+        files.write_json(temporary / DESCRIPTION, description)
+        check_export(temporary, signatures, _real_images(config))
+    print(f"exported: {path}")
+    return path
+
+
+def latest_version(root: Path) -> Path | None:
+    """Return the directory of the highest version below `root`, or None."""
+    versions = [path for path in root.glob("*") if path.name.isdigit() and path.is_dir()]
+    return max(versions, key=lambda path: int(path.name), default=None)
+
+
+def read_description(export: Path) -> dict[str, Any]:
+    """Return what an export says of itself. Raises `ExportError`."""
+    try:
+        return json.loads((export / DESCRIPTION).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ExportError(
+            f"{export} is not an export of tfjoint ({error}): give the directory that holds "
+            "saved_model.pb, or the one above its versions"
+        ) from error
+
+
+def weights_sha256(model: tf.keras.Model) -> str:
+    """SHA-256 over the values of a model's weights, in order."""
+    digest = hashlib.sha256()
+    for weight in model.get_weights():
+        digest.update(np.ascontiguousarray(weight).tobytes())
+    return digest.hexdigest()
+
+
+def check_export(export: Path, signatures: Signatures, images: np.ndarray) -> None:
+    """Compare an export, reloaded without tfjoint, with the model on images [B, V, H, W, 3].
+
+    Raises `ExportError` unless codes are equal and probabilities and images are to 1e-6.
+    """
+    expected = _run_signatures(signatures.by_name, images)
+    with tempfile.TemporaryDirectory() as directory:
+        inputs, outputs = Path(directory) / "inputs.npz", Path(directory) / "outputs.npz"
+        np.savez(inputs, images=images, iterations=np.int32(CHECKED_ITERATIONS))
+        command = [sys.executable, "-I", "-c", _RELOAD, str(export), str(inputs), str(outputs)]
+        result = subprocess.run(command, capture_output=True, text=True)
+        if result.returncode:
+            raise ExportError(f"the export does not load without tfjoint: {result.stderr[-1000:]}")
+        found = dict(np.load(outputs))
+    for name, value in expected.items():
+        tolerance = 0 if name == "codes" else TOLERANCE
+        difference = np.max(np.abs(found[name].astype(np.float64) - value))
+        if not difference <= tolerance:
+            raise ExportError(
+                f"the reloaded export differs from the model in {name}: by {difference:.3g}, "
+                f"allowed {tolerance:g}; nothing was exported"
+            )
+
+
+def _run_signatures(by_name: Mapping[str, Any], images: np.ndarray) -> dict[str, np.ndarray]:
+    codes = by_name["encode"](tf.constant(images), tf.constant(CHECKED_ITERATIONS))["codes"]
+    return {
+        "codes": codes.numpy(),
+        "occupancy": by_name["reconstruct"](codes)["occupancy"].numpy(),
+        "images": by_name["decode"](codes)["images"].numpy(),
+    }
+
+
+# What a user without tfjoint would write; `None` in sys.modules makes its import fail.
+_RELOAD = """
+import sys
+sys.modules["tfjoint"] = None
+import numpy as np
+import tensorflow as tf
+export, inputs, outputs = sys.argv[1:]
+given = np.load(inputs)
+signatures = tf.saved_model.load(export).signatures
+codes = signatures["encode"](
+    images=tf.constant(given["images"]), iterations=tf.constant(given["iterations"])
+)["codes"]
+occupancy = signatures["reconstruct"](codes=codes)["occupancy"]
+images = signatures["decode"](codes=codes)["images"]
+np.savez(outputs, codes=codes, occupancy=occupancy, images=images)
+"""
+
+
+def _real_images(config: Config) -> np.ndarray:
+    records = open_split(config, "test")
+    views = min(CHECKED_VIEWS, records.manifest.views)
+    examples = evaluation_examples(config, records, views, config.seed)
+    return np.stack([example.images for example in islice(examples, CHECKED_OBJECTS)])
+
+
+def _require(condition: tf.Tensor, message: str) -> None:
+    tf.debugging.Assert(condition, [message])

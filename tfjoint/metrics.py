@@ -1,0 +1,72 @@
+"""How good a shape and an image are. NumPy only; grids and images as the dataset gives them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+THRESHOLD = 0.4
+"""Occupancy probability from which a voxel counts as occupied (Eq. 17)."""
+
+
+def iou(probabilities: np.ndarray, voxels: np.ndarray, threshold: float = THRESHOLD) -> np.ndarray:
+    """Return intersection over union per object (Eq. 17); two empty grids give 1.
+
+    Args:
+      probabilities: [..., D, D, D] in [0, 1].
+      voxels: [..., D, D, D] bool.
+      threshold: occupied from this probability on.
+    """
+    found = probabilities >= threshold
+    axes = (-3, -2, -1)
+    intersection = np.sum(found & voxels, axis=axes)
+    union = np.sum(found | voxels, axis=axes)
+    return np.where(union == 0, 1.0, intersection / np.maximum(union, 1))
+
+
+def cross_entropy(probabilities: np.ndarray, voxels: np.ndarray) -> np.ndarray:
+    """Return the mean voxel cross-entropy in nats per object; shapes as in `iou`."""
+    likelihood = np.where(voxels, probabilities, 1 - probabilities.astype(np.float64))
+    # A float32 probability of exactly 0 or 1 stands for one within rounding of it.
+    return -np.log(np.maximum(likelihood, np.finfo(np.float32).tiny)).mean(axis=(-3, -2, -1))
+
+
+def average_precision(probabilities: np.ndarray, voxels: np.ndarray) -> float:
+    """Return the area under the precision-recall steps of one grid; NaN where it is all empty."""
+    scores, labels = probabilities.ravel(), voxels.ravel()
+    order = np.argsort(-scores, kind="stable")
+    scores, hits = scores[order], np.cumsum(labels[order])
+    last_of_tie = np.append(scores[1:] != scores[:-1], True)
+    hits, ranks = hits[last_of_tie], np.arange(1, len(scores) + 1)[last_of_tie]
+    if hits[-1] == 0:
+        return float("nan")
+    return float(np.sum(np.diff(hits, prepend=0) * (hits / ranks)) / hits[-1])
+
+
+def psnr(images: np.ndarray, decoded: np.ndarray) -> np.ndarray:
+    """Return the peak signal-to-noise ratio in dB per image, peak 1; at most 100 (equal images).
+
+    Args:
+      images: [..., H, W, 3] in [0, 1].
+      decoded: the same shape; clipped to [0, 1] here.
+    """
+    error = np.mean((images - np.clip(decoded, 0, 1)) ** 2, axis=(-3, -2, -1), dtype=np.float64)
+    return -10 * np.log10(np.maximum(error, 1e-10))
+
+
+def pooled_iou(probabilities: np.ndarray, voxels: np.ndarray, objects: int) -> float:
+    """Return the mean over minibatches of the IoU of all voxels of a minibatch together.
+
+    The released code of the paper did this with 6 objects until May 2020; the last minibatch may
+    be smaller. Arguments [N, D, D, D] as in `iou`.
+    """
+    starts = range(0, len(voxels), objects)
+    side = voxels.shape[-1]
+    # A minibatch's grids end to end are one grid to `iou`.
+    pooled = [
+        iou(
+            probabilities[i : i + objects].reshape(-1, side, side),
+            voxels[i : i + objects].reshape(-1, side, side),
+        )
+        for i in starts
+    ]
+    return float(np.mean(pooled))

@@ -1,0 +1,298 @@
+"""The training loop: the same on one device, on all GPUs of a machine, on several machines.
+
+Order of initialisation:
+  1. strategy, before anything else touches a device
+  2. determinism of the operations
+  3. records of the training split, verified
+  4. run directory: its config must be this config
+  5. model, optimizer (inside the strategy's scope)
+  6. newest checkpoint
+  7. minibatches from the checkpoint's step on
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfjoint import config as configuration
+from tfjoint import files, models, provenance
+from tfjoint.checkpoint import Checkpoints
+from tfjoint.config import Config, ConfigError
+from tfjoint.dataset import Replicas, evaluation_examples, open_split, training_dataset
+from tfjoint.errors import UserError
+from tfjoint.layers import BinarizerNoise
+from tfjoint.losses import loss_terms
+from tfjoint.records import RecordSet
+from tfjoint.summaries import Summaries
+
+CONFIG_FILE = "config.json"
+PICTURED_OBJECTS = 3
+
+
+class NonFiniteError(UserError):
+    """A loss term or the gradient is no longer a number."""
+
+
+def select_strategy() -> tf.distribute.Strategy:
+    """Return the strategy for what there is: machines of TF_CONFIG, GPUs, or one device."""
+    try:
+        cluster = json.loads(os.environ.get("TF_CONFIG", "{}")).get("cluster", {})
+    except (ValueError, AttributeError) as error:
+        raise ConfigError(
+            f"TF_CONFIG is not a JSON object ({error}): "
+            'it looks like {"cluster": {"worker": ["host:port", ...]}, '
+            '"task": {"type": "worker", "index": 0}}'
+        ) from error
+    if sum(map(len, cluster.values())) > 1:
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    if len(tf.config.list_physical_devices("GPU")) > 1:
+        return tf.distribute.MirroredStrategy()
+    return tf.distribute.get_strategy()
+
+
+def train(
+    config: Config, strategy: tf.distribute.Strategy, origins: Mapping[str, str] | None = None
+) -> Path:
+    """Train `config.model` to its last step, from the newest checkpoint if there is one.
+
+    Returns the run directory, which holds config.json, checkpoints/ and logs/.
+
+    Raises:
+      UserError: records, run directory or checkpoint are damaged or do not fit the config, or the
+        loss stopped being a number; one line says what to do.
+    """
+    if config.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    records = open_split(config, "train")
+    run = Path(config.output)
+    claim_run_directory(run, config, records.data_sha256, origins or {}, is_chief(strategy))
+    steps = total_steps(config, len(records))
+    schedule = learning_rate_schedule(config, len(records))
+
+    with strategy.scope():
+        model = models.create(config)
+        optimizer = make_optimizer(config, schedule)
+        if hasattr(optimizer, "build"):  # Keras 3 cannot make slots inside `strategy.run`
+            optimizer.build(model.trainable_variables)
+    state = tf.train.Checkpoint(model=model, optimizer=optimizer)
+    checkpoints = Checkpoints(run / "checkpoints", state)
+    start = checkpoints.restore()
+    if start >= steps:
+        print(f"already trained: step {start} of {steps} in {run}")
+        return run
+    print(f"{'resuming at' if start else 'starting at'} step {start} of {steps} in {run}")
+
+    results = _steps(config, strategy, model, optimizer, records, start, steps)
+    observer = _Observer(config, run, model) if is_chief(strategy) else None
+    for step, terms in enumerate(results, start + 1):
+        _require_finite(terms, step, checkpoints)
+        if observer:
+            observer.observe(step, steps, terms, float(schedule(step - 1)))
+            if step % config.checkpoint_every == 0 or step == steps:
+                checkpoints.save(step)
+    return run
+
+
+def total_steps(config: Config, objects: int) -> int:
+    """Return the number of minibatches that the config asks for."""
+    return config.steps or math.ceil(config.epochs * objects / config.batch_size)
+
+
+def learning_rate_schedule(
+    config: Config, objects: int
+) -> tf.keras.optimizers.schedules.LearningRateSchedule:
+    """Return the learning rate by step: halved at every epoch of `config.halve_at_epochs`."""
+    boundaries = [math.ceil(e * objects / config.batch_size) for e in config.halve_at_epochs]
+    rates = [config.learning_rate * 0.5**i for i in range(len(boundaries) + 1)]
+    return tf.keras.optimizers.schedules.PiecewiseConstantDecay(boundaries, rates)
+
+
+def make_optimizer(
+    config: Config, schedule: tf.keras.optimizers.schedules.LearningRateSchedule
+) -> tf.keras.optimizers.Optimizer:
+    """Return the config's optimizer with a learning rate by step."""
+    if config.optimizer == "lamb":
+        return _lamb()(learning_rate=schedule)
+    name = {"adam": "Adam", "adamw": "AdamW"}[config.optimizer]
+    return getattr(tf.keras.optimizers, name)(learning_rate=schedule)
+
+
+def claim_run_directory(
+    run: Path, config: Config, data_sha256: str, origins: Mapping[str, str], write: bool
+) -> None:
+    """Check that `run` is new or belongs to this config and data; then write its config.json.
+
+    Raises `ConfigError` that shows what differs.
+    """
+    path = run / CONFIG_FILE
+    new = {**config.to_json(), "data_sha256": data_sha256}
+    if path.exists():
+        old = read_run(run)
+        if differences := configuration.changes(
+            {**old["config"], "data_sha256": old["data_sha256"]}, new
+        ):
+            raise ConfigError(
+                f"{run} was trained with another config ({'; '.join(differences)}): "
+                "repeat the old values, or use another --run_dir"
+            )
+        if old["versions"] != provenance.versions():
+            print(f"note: {run} was started with {old['versions']}; results may differ in rounding")
+    elif run.exists() and any(run.iterdir()):
+        raise ConfigError(
+            f"{run} is not empty and has no {CONFIG_FILE}, so it is not a run of this program: "
+            "use another --run_dir"
+        )
+    if write and not path.exists():
+        description = {
+            "config": config.to_json(),
+            "origins": dict(origins),
+            "data_sha256": data_sha256,
+            "code_revision": provenance.code_revision(),
+            "versions": provenance.versions(),
+        }
+        files.write_json(path, description)
+
+
+def read_run(run: Path) -> dict[str, Any]:
+    """Return what `config.json` of a run says. Raises `ConfigError`."""
+    path = run / CONFIG_FILE
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+        Config.from_json(description["config"])
+        if missing := {"data_sha256", "versions", "code_revision"} - set(description):
+            raise ValueError(f"lacks {', '.join(sorted(missing))}")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"{path} is missing or damaged ({error}): restore it, or use another --run_dir"
+        ) from error
+    return description
+
+
+def _steps(
+    config: Config,
+    strategy: tf.distribute.Strategy,
+    model: tf.keras.Model,
+    optimizer: tf.keras.optimizers.Optimizer,
+    records: RecordSet,
+    start: int,
+    stop: int,
+) -> Iterator[dict[str, float]]:
+    """Yield the loss terms of each step, after it was applied."""
+    total = strategy.num_replicas_in_sync
+
+    def minibatches(context: tf.distribute.InputContext) -> tf.data.Dataset:
+        local = total // context.num_input_pipelines
+        replicas = Replicas(context.input_pipeline_id * local, local, total)
+        return training_dataset(config, records, start, stop, replicas)
+
+    def replica_step(batch):
+        images = batch["images"]
+        views = tf.shape(images)[1]
+        noise = BinarizerNoise(
+            seed=tf.stack([config.seed, batch["step"]]),
+            first_row=batch["first_object"] * views,
+            total_rows=config.batch_size * views,
+        )
+        with tf.GradientTape() as tape:
+            output = model(images, iterations=batch["iterations"], noise=noise)
+            terms = loss_terms(config, batch, output)
+            # Gradients are summed over replicas; the mean is wanted.
+            loss = terms["loss"] / total
+        gradients = tape.gradient(loss, model.trainable_variables)
+        optimizer.apply_gradients(zip(gradients, model.trainable_variables))
+        return {**terms, "gradient_norm": tf.linalg.global_norm(gradients)}
+
+    @tf.function
+    def step(iterator):
+        # `next` inside the graph keeps V unknown: one trace serves every number of views.
+        terms = strategy.run(replica_step, args=(next(iterator),))
+        return {
+            name: strategy.reduce(tf.distribute.ReduceOp.MEAN, term, axis=None)
+            for name, term in terms.items()
+        }
+
+    iterator = iter(strategy.distribute_datasets_from_function(minibatches))
+    for _ in range(start, stop):
+        yield {name: float(term) for name, term in step(iterator).items()}
+    assert step.experimental_get_tracing_count() == 1, "the training step was traced again"
+
+
+def _require_finite(terms: Mapping[str, float], step: int, checkpoints: Checkpoints) -> None:
+    if wrong := [f"{name} is {value}" for name, value in terms.items() if not np.isfinite(value)]:
+        raise NonFiniteError(
+            f"step {step}: {', '.join(wrong)}. The checkpoints in {checkpoints.directory} are from "
+            "before and stay; try a lower --learning_rate in another --run_dir"
+        )
+
+
+class _Observer:
+    """Progress lines and TensorBoard; changes nothing in the run."""
+
+    def __init__(self, config: Config, run: Path, model: tf.keras.Model) -> None:
+        self._config = config
+        test = open_split(config, "test")
+        examples = evaluation_examples(config, test, views=config.views_max, seed=config.seed)
+        self._examples = list(islice(examples, PICTURED_OBJECTS))
+        self._images = tf.stack([example.images for example in self._examples])
+        self._summaries = Summaries(run / "logs", self._examples)
+        self._run_model = tf.function(model)
+        self._since, self._steps_since, self._first = time.monotonic(), 0, True
+
+    def observe(self, step: int, steps: int, terms: Mapping[str, float], rate: float) -> None:
+        self._steps_since += 1
+        if step % self._config.log_every == 0 or step == steps or self._first:
+            seconds = time.monotonic() - self._since
+            speed = self._config.batch_size * self._steps_since / seconds
+            left = (steps - step) * seconds / self._steps_since
+            print(progress_line(step, steps, speed, terms, left), flush=True)
+            values = {**terms, "learning_rate": rate, "objects_per_second": speed}
+            self._summaries.scalars(step, values)
+            self._since, self._steps_since, self._first = time.monotonic(), 0, False
+        if step % self._config.picture_every == 0 or step == steps:
+            iterations = tf.constant(self._config.iterations_max)
+            self._summaries.pictures(step, self._run_model(self._images, iterations=iterations))
+
+
+def progress_line(
+    step: int, steps: int, speed: float, terms: Mapping[str, float], seconds_left: float
+) -> str:
+    """Return "step 20/1000  12.3 objects/s  L_comp 0.1210  ...  ETA 3:05"."""
+    minutes, seconds = divmod(round(seconds_left), 60)
+    shown = "  ".join(f"{name} {value:.4f}" for name, value in terms.items() if name != "loss")
+    return (
+        f"step {step:>{len(str(steps))}}/{steps}  {speed:5.1f} objects/s  {shown}  "
+        f"ETA {minutes}:{seconds:02d}"
+    )
+
+
+def is_chief(strategy: tf.distribute.Strategy) -> bool:
+    """Return whether this process writes the run's files: one of all workers does."""
+    resolver = strategy.cluster_resolver
+    if resolver is None or not resolver.task_type:
+        return True
+    return resolver.task_type == "chief" or (
+        resolver.task_id == 0 and "chief" not in resolver.cluster_spec().jobs
+    )
+
+
+def _lamb() -> type:
+    if hasattr(tf.keras.optimizers, "Lamb"):
+        return tf.keras.optimizers.Lamb
+    try:
+        from tensorflow_addons.optimizers import LAMB
+    except ImportError as error:
+        raise ConfigError(
+            "optimizer=lamb needs Keras 3, or tensorflow-addons beside TensorFlow 2.14: "
+            "install the extra tf214, or use adam or adamw"
+        ) from error
+    return LAMB

@@ -144,7 +144,11 @@ class Config:
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := set(values) - known:
             raise ConfigError(f"unknown settings: {', '.join(sorted(unknown))}")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in values.items()
+        }
+        return cls(**fields)
 
 
 def resolve(

@@ -112,8 +112,11 @@ class Replicas(NamedTuple):
     total: int = 1
 
 
+ONE_REPLICA = Replicas()
+
+
 def training_dataset(
-    config: Config, records: RecordSet, start: int, stop: int, replicas: Replicas = Replicas()
+    config: Config, records: RecordSet, start: int, stop: int, replicas: Replicas = ONE_REPLICA
 ) -> tf.data.Dataset:
     """Return the minibatches of steps `start` to `stop`, one element per step and local replica.
 

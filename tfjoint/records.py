@@ -262,12 +262,12 @@ def _index_shard(path: Path, shard: Shard, shard_index: int) -> list[ObjectEntry
     if not path.is_file():
         raise RecordError(f"{path} is missing, but the manifest lists it: rebuild the records")
     data = path.read_bytes()
+    entries: list[ObjectEntry] = []
     if len(data) != shard.bytes or hashlib.sha256(data).hexdigest() != shard.sha256:
         raise RecordError(
             f"{path} is damaged: {len(data)} bytes, or a digest, differ from the manifest "
             f"({shard.bytes} bytes, sha256 {shard.sha256[:12]}...): rebuild the records"
         )
-    entries = []
     position = 0
     while position < len(data):
         try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from absl import flags
 
@@ -22,7 +22,7 @@ SETTINGS = {field.name: field for field in dataclasses.fields(Config)}
 
 def define_flags() -> None:
     """Define one flag for every setting of `Config`."""
-    define = {
+    define: dict[type, Callable] = {
         bool: flags.DEFINE_bool,
         int: flags.DEFINE_integer,
         float: flags.DEFINE_float,
@@ -71,7 +71,7 @@ def main(argv: Sequence[str]) -> None:
         export.export_run(run)
 
 
-def _tokens(arguments: Sequence[str], origin: str = COMMAND_LINE):
+def _tokens(arguments: Sequence[str], origin: str = COMMAND_LINE) -> Iterator[tuple[str, str, str]]:
     """Yield (flag name, value, origin) of every argument, flagfiles read in place."""
     arguments = list(arguments)
     while arguments:

@@ -1,0 +1,73 @@
+"""The binvox file: a text header, then the grid as (value, count) pairs of bytes.
+
+The flat index runs x slowest, then z, then y; in memory the grid is [x, y, z].
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from data_tools.voxelize import Grid
+from tfjoint import files
+from tfjoint.errors import UserError
+
+_MAGIC = "#binvox 1"
+
+
+class BinvoxError(UserError):
+    """A file that is missing, damaged, or not binvox."""
+
+
+def write_binvox(path: str | os.PathLike, grid: Grid) -> None:
+    """Write a grid; equal grids give equal bytes."""
+    translate = " ".join(f"{value:.9g}" for value in grid.translate)
+    size = " ".join(str(side) for side in grid.voxels.shape)
+    header = f"{_MAGIC}\ndim {size}\ntranslate {translate}\nscale {grid.scale:.9g}\ndata\n"
+    flat = grid.voxels.transpose(0, 2, 1).ravel()
+    with files.replacing(path) as temporary:
+        temporary.write_bytes(header.encode("ascii") + _run_lengths(flat))
+
+
+def _run_lengths(flat: np.ndarray) -> bytes:
+    starts = np.flatnonzero(np.diff(flat.astype(np.int8), prepend=-1))
+    pairs = bytearray()
+    for value, length in zip(flat[starts], np.diff(starts, append=len(flat))):
+        whole, rest = divmod(int(length), 255)
+        pairs += bytes([value, 255]) * whole + (bytes([value, rest]) if rest else b"")
+    return bytes(pairs)
+
+
+def read_binvox(path: str | os.PathLike) -> Grid:
+    """Read a grid [D, D, D]. Raises `BinvoxError` naming the file and what is wrong with it."""
+    path = Path(path)
+    if not path.is_file():
+        raise BinvoxError(f"no binvox file at {path}: check the directory of the layout")
+    header, marker, data = path.read_bytes().partition(b"\ndata\n")
+    if not marker or not header.startswith(_MAGIC.encode()):
+        raise BinvoxError(f"{path} is not binvox: it must start with {_MAGIC!r} and hold 'data'")
+    try:
+        fields = dict(line.partition(" ")[::2] for line in header.decode("ascii").splitlines()[1:])
+        size = [int(word) for word in fields["dim"].split()]
+        translate = np.array([float(word) for word in fields["translate"].split()])
+        scale = float(fields["scale"])
+        if len(set(size)) != 1 or len(size) != 3 or size[0] < 1 or translate.shape != (3,):
+            raise ValueError(f"dim {fields['dim']}, translate {fields['translate']}")
+    except (KeyError, ValueError) as error:
+        raise BinvoxError(f"{path} has a damaged binvox header ({error}): restore it") from error
+    return Grid(_decode(path, data, size[0]), translate, scale)
+
+
+def _decode(path: Path, data: bytes, size: int) -> np.ndarray:
+    pairs = np.frombuffer(data, np.uint8)
+    values, counts = pairs[0::2], pairs[1::2]
+    total = int(counts.sum(dtype=np.int64))
+    if len(pairs) % 2 or total != size**3 or (len(values) and values.max() > 1):
+        raise BinvoxError(
+            f"{path} is damaged: its runs hold {total} voxels of {size**3}, or values other than "
+            "0 and 1: restore it"
+        )
+    flat = np.repeat(values.astype(bool), counts)
+    return flat.reshape(size, size, size).transpose(0, 2, 1)

@@ -1,0 +1,127 @@
+"""Which object lies on which side: near-duplicates together, and a list that can be committed.
+
+A split list is a JSON file: a name, how it was made, and per side the source group of every
+object by its key `<category>/<model>`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_tools import seeding
+from tfjoint import files
+from tfjoint.errors import UserError
+
+TRAIN, TEST = "train", "test"
+
+
+class SplitError(UserError):
+    """A split list that is missing, damaged, or contradicts itself."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitList:
+    """Per side ("train", "test"), the source group of every object by its key."""
+
+    name: str
+    sides: Mapping[str, Mapping[str, str]]
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """How the list was made."""
+
+
+def near_duplicates(grids: Sequence[np.ndarray], threshold: float = 0.85) -> list[int]:
+    """Return for every grid [D, D, D] the smallest index in its group of near-duplicates.
+
+    Two grids are near-duplicates when the IoU of one with the other, or with its mirror image in
+    z, exceeds the threshold; groups are the connected components.
+    """
+    flat = np.stack([grid.ravel() for grid in grids]).astype(np.float32)
+    mirrored = np.stack([grid[:, :, ::-1].ravel() for grid in grids]).astype(np.float32)
+    counts = flat.sum(1)
+    total = counts[:, None] + counts[None, :]
+    common = np.maximum(flat @ flat.T, flat @ mirrored.T)
+    close = common > threshold * (total - common)
+    group = np.arange(len(grids))
+    for first, second in np.argwhere(np.triu(close, 1)):
+        low, high = sorted((group[first], group[second]))
+        group[group == high] = low
+    return group.tolist()
+
+
+def make_split(
+    sources: Mapping[str, str], seed: int, train_fraction: float = 0.8
+) -> dict[str, dict[str, str]]:
+    """Return {"train": {key: source}, "test": {key: source}}.
+
+    Whole groups go to one side. Per category, groups drawn by (seed, group) go to the test side
+    as long as that brings it nearer to its share; a group belongs to the category of the key
+    that sorts first. Raises `SplitError` when a side stays empty.
+    """
+    members: dict[str, list[str]] = {}
+    for key in sorted(sources):
+        members.setdefault(sources[key], []).append(key)
+    by_category: dict[str, list[str]] = {}
+    for source, keys in members.items():
+        by_category.setdefault(keys[0].partition("/")[0], []).append(source)
+    sides: dict[str, dict[str, str]] = {TRAIN: {}, TEST: {}}
+    for category in sorted(by_category):
+        groups = [members[source] for source in _shuffled(by_category[category], seed)]
+        for side, keys in _divide(groups, 1.0 - train_fraction):
+            sides[side].update({key: sources[key] for key in keys})
+    empty = [side for side in sides if not sides[side]]
+    if empty:
+        raise SplitError(
+            f"split {empty[0]!r} would be empty: {len(members)} groups of {len(sources)} objects "
+            f"cannot be divided {train_fraction:g} : {1 - train_fraction:g}; give more objects"
+        )
+    return {side: dict(sorted(keys.items())) for side, keys in sides.items()}
+
+
+def _shuffled(groups: Sequence[str], seed: int) -> list[str]:
+    return sorted(groups, key=lambda group: seeding.generator(seed, "split", group).random())
+
+
+def _divide(groups: Sequence[list[str]], test_fraction: float) -> list[tuple[str, list[str]]]:
+    wanted = test_fraction * sum(map(len, groups))
+    taken, sides = 0, []
+    for keys in groups:
+        nearer = abs(taken + len(keys) - wanted) <= abs(taken - wanted)
+        taken += len(keys) if nearer else 0
+        sides.append((TEST if nearer else TRAIN, keys))
+    return sides
+
+
+def write_split_list(path: str | os.PathLike, split: SplitList) -> None:
+    """Write a split list; equal lists give equal bytes."""
+    files.write_json(path, dataclasses.asdict(split))
+
+
+def read_split_list(path: str | os.PathLike) -> SplitList:
+    """Read and check a split list. Raises `SplitError`."""
+    if not Path(path).is_file():
+        raise SplitError(f"no split list at {path}: give the JSON file that names both sides")
+    try:
+        split = SplitList(**json.loads(Path(path).read_text(encoding="utf-8")))
+        groups = {side: set(keys.values()) for side, keys in split.sides.items()}
+        train, test = groups[TRAIN], groups[TEST]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise SplitError(f"{path} is not a split list ({reason}): restore it") from error
+    if train & test:
+        raise SplitError(f"{path}: group {min(train & test)!r} lies on both sides: make it anew")
+    if not train or not test:
+        raise SplitError(f"{path}: split {TRAIN if not train else TEST!r} is empty: make it anew")
+    return split
+
+
+def split_sha256(path: str | os.PathLike) -> str:
+    """SHA-256 of a split list: what every record directory made with it carries."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()

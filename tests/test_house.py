@@ -24,13 +24,13 @@ ORDER = (
     *("losses", "metrics"),
     *("bitstream", "voxels"),
     *("checkpoint", "summaries", "trainer", "export"),
-    *("codec", "evaluate", "report"),
-    "train",
+    *("codec", "report"),
+    *("entry", "evaluate", "train"),
 )
 WITHOUT_TENSORFLOW = ("bitstream", "report")
 FOR_LAYERS = {"keras", "numpy", "tensorflow"}
-FOR_DATA_TOOLS = {"errors", "files", "config", "records"}
-ENTRY_POINTS = {"tfjoint.evaluate", "tfjoint.train"}
+FOR_DATA_TOOLS = {"errors", "files", "provenance", "config", "records", "entry"}
+ENTRY_POINTS = {"tfjoint.entry", "tfjoint.evaluate", "tfjoint.train", "data_tools.entry"}
 
 # An import name whose distribution is called something else.
 DISTRIBUTIONS = {"absl": "absl-py", "PIL": "pillow"}
@@ -39,7 +39,7 @@ MACHINE_PATH = re.compile(r"(?:^|[^\w.~-])/(?:work|tmp|root|home)/", re.MULTILIN
 REGISTRY = re.compile(
     r"[\w-]*(?:pypi|pythonhosted|artifactory|devpi|nexus)[\w-]*(?:\.[\w-]+)+(?:/|:\d)"
     r"|\b(?:pypi|pythonhosted)\.org"
-    r"|--?(?:extra-)?index-url|--find-links|--trusted-host"
+    r"|--(?:extra-index|index|find|trusted)-(?:url|links|host)"
 )
 LARGEST_FILE = 4 * 2**20
 
@@ -200,7 +200,7 @@ def test_only_entry_points_define_flags(imports):
         if any(_is_in(t, "absl.flags") for t in targets) or _names_absl_flags(module)
     }
     commands = {m for m in imports if _is_in(m, "data_tools") and _is_command(m)}
-    assert with_flags <= ENTRY_POINTS | commands | {"data_tools.entry"}
+    assert with_flags <= ENTRY_POINTS | commands
 
 
 def _source(module: str) -> str:

@@ -28,6 +28,10 @@ def parse(argv: Sequence[str]) -> list[str]:
         remaining = flags.FLAGS(list(argv))
     except flags.Error as error:
         raise FlagError(f"{error}; --help lists the flags") from error
+    except UnicodeDecodeError as error:
+        raise FlagError(
+            f"a file among the flags is no text ({error}): {' '.join(argv[1:])}"
+        ) from error
     if len(remaining) > 1:
         raise FlagError(f"unexpected argument {remaining[1]!r}: every setting is a --flag")
     return remaining

@@ -78,6 +78,8 @@ def _tokens(arguments: Sequence[str], origin: str = COMMAND_LINE) -> Iterator[tu
         name, equals, value = arguments.pop(0).lstrip("-").partition("=")
         if name == "flagfile":
             value = value if equals else arguments.pop(0)
+            if not value:
+                raise ConfigError("--flagfile has no file name: leave it out, or name a file")
             inner = flags.FLAGS.read_flags_from_files([f"--flagfile={value}"])
             yield from _tokens(inner, value)
         elif name in SETTINGS and isinstance(SETTINGS[name].default, bool):

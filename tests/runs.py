@@ -1,0 +1,85 @@
+"""Short training runs on the tiny records, in this process or as a user would start them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from tfjoint import config, trainer
+
+ROOT = Path(__file__).resolve().parents[1]
+SETTINGS = {"model": "direct", "profile": "smoke", "batch_size": 4, "iterations_max": 4}
+STEPS = 6
+
+
+def settings(data: Path, run: Path, **given) -> config.Config:
+    given = {"data": str(data), "run_dir": str(run), "steps": STEPS, **SETTINGS, **given}
+    return config.resolve(given)[0]
+
+
+def train(data: Path, run: Path, strategy: tf.distribute.Strategy | None = None, **given) -> Path:
+    return trainer.train(settings(data, run, **given), strategy or tf.distribute.get_strategy())
+
+
+def command(data: Path, run: Path, **given) -> list[str]:
+    """The command line of `train` with the same settings."""
+    given = {"data": data, "run_dir": run, "steps": STEPS, **SETTINGS, **given}
+    flags = [f"--{name}={value}" for name, value in given.items()]
+    return [sys.executable, "-m", "tfjoint.train", *flags]
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """The variables of this process without what its tests changed, for a process of its own."""
+    return {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1", **variables}
+
+
+def finish(arguments: list[str], **variables: str) -> subprocess.CompletedProcess:
+    """Run a command to its end."""
+    return subprocess.run(
+        arguments,
+        cwd=ROOT,
+        env=environment(**variables),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+def refusal(arguments: list[str], **variables: str) -> str:
+    """Run a command that must refuse with exit code 2 and one line; return the line."""
+    result = finish(arguments, **variables)
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
+    # TensorFlow 2.21 prints a few lines while it is imported, whatever its log level.
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, result.stderr
+    assert result.stderr.endswith(lines[0] + "\n")
+    return lines[0]
+
+
+def steps(run: Path) -> list[int]:
+    """The steps whose checkpoints a run lists."""
+    return json.loads((run / "checkpoints" / "index.json").read_text())["steps"]
+
+
+def state(run: Path) -> dict[str, np.ndarray]:
+    """Everything in a run's newest checkpoint: weights, optimizer slots, step."""
+    newest = run / "checkpoints" / f"step-{steps(run)[-1]:08d}" / "state"
+    reader = tf.train.load_checkpoint(str(newest))
+    names = sorted(reader.get_variable_to_shape_map())
+    return {name: reader.get_tensor(name) for name in names if not name.startswith("_")}
+
+
+def assert_same_state(run: Path, other: Path) -> None:
+    """Compare the newest checkpoints of two runs bit by bit."""
+    ours, theirs = state(run), state(other)
+    assert len(ours) > 40
+    assert ours.keys() == theirs.keys()
+    different = [n for n in ours if np.array(ours[n]).tobytes() != np.array(theirs[n]).tobytes()]
+    assert not different

@@ -64,9 +64,8 @@ class ConvLSTMCell(tf.keras.layers.Layer):
 
     def zero_state(self, rows: tf.Tensor | int, height: int, width: int) -> ConvLSTMState:
         """Return zeros for `rows` inputs of `height` x `width` pixels."""
-        zeros = tf.zeros(
-            [rows, height // self.stride, width // self.stride, self.channels], self.compute_dtype
-        )
+        sides = [-(-side // self.stride) for side in (height, width)]  # rounded up, as "same" does
+        zeros = tf.zeros([rows, *sides, self.channels], self.compute_dtype)
         return ConvLSTMState(zeros, zeros)
 
     def call(self, inputs: tf.Tensor, state: ConvLSTMState) -> ConvLSTMState:

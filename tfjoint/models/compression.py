@@ -65,13 +65,14 @@ class Compression(tf.keras.Model):
         self.code_channels = code_channels
         self.gamma = gamma
         first, *rest = encoder_channels
+        # Tuples, because tf.train.Checkpoint does not see into the lists of a Keras 3 layer.
         self.encoder_conv = _conv(first, 3, stride=2)
-        self.encoder_cells = [ConvLSTMCell(c, 3, 1, stride=2) for c in (*rest, code_channels)]
+        self.encoder_cells = tuple(ConvLSTMCell(c, 3, 1, stride=2) for c in (*rest, code_channels))
         self.binarizer = Binarizer()
         first, *rest = decoder_channels
         self.decoder_conv = _conv(first, 1)
         hidden_kernels = (1, 3, 3)
-        self.decoder_cells = [ConvLSTMCell(c, 3, kh) for c, kh in zip(rest, hidden_kernels)]
+        self.decoder_cells = tuple(ConvLSTMCell(c, 3, kh) for c, kh in zip(rest, hidden_kernels))
         self.output_conv = _conv(3, 1)
 
     def build(self, input_shape=None) -> None:

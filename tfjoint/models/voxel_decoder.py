@@ -26,7 +26,8 @@ class VoxelDecoder(tf.keras.Model):
         if len(channels) != 4:
             raise ValueError(f"channels needs 4 numbers. Received: {tuple(channels)}")
         *upsampled, last = channels
-        self.upsampling = [UpConv3D(c) for c in upsampled]
+        # A tuple, because tf.train.Checkpoint does not see into the lists of a Keras 3 layer.
+        self.upsampling = tuple(UpConv3D(c) for c in upsampled)
         self.hidden = _conv(last)
         self.output_conv = _conv(2)
 

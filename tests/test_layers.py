@@ -1,0 +1,435 @@
+"""Every layer against an independent computation: NumPy, or Keras' own layers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import reference
+import tensorflow as tf
+
+from tfjoint.layers import (
+    Binarizer,
+    BinarizerNoise,
+    ConvLSTMCell,
+    ConvLSTMState,
+    GridLSTM,
+    UpConv3D,
+    binarize,
+    initializers,
+)
+
+
+def normal(seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def randomise(layer: tf.keras.layers.Layer, scale: float = 0.3, seed: int = 0) -> None:
+    """Give every weight, biases too, its own values."""
+    rng = np.random.default_rng(seed)
+    layer.set_weights([rng.normal(0, scale, w.shape) for w in layer.get_weights()])
+
+
+def same_gradients(function, *points: np.ndarray, tolerance: float = 1e-7) -> None:
+    """Compare TensorFlow's gradient with finite differences, in float64."""
+    arguments = [tf.constant(point, tf.float64) for point in points]
+    found, expected = tf.test.compute_gradient(function, arguments, delta=1e-4)
+    for analytic, numeric in zip(found, expected):
+        assert np.abs(numeric).max() > 1e-3  # or there is nothing to compare
+        np.testing.assert_allclose(analytic, numeric, atol=tolerance)
+
+
+# --- ConvLSTMCell ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("kernel_size", [1, 3])
+def test_the_cell_with_equal_kernels_is_keras_conv_lstm_2d(kernel_size, stride):
+    images = normal(1, 2, 5, 8, 6, 3)  # [N, steps, H, W, C]
+    keras = tf.keras.layers.ConvLSTM2D(
+        7,
+        kernel_size,
+        strides=stride,
+        padding="same",
+        use_bias=False,
+        recurrent_activation="sigmoid",
+        return_sequences=True,
+    )
+    expected = keras(images).numpy()
+    cell = ConvLSTMCell(7, kernel_size, kernel_size, stride)
+    cell.build((None, None, None, 3))
+    cell.set_weights(keras.get_weights())
+
+    state = cell.zero_state(2, 8, 6)
+    for step in range(5):
+        state = cell(images[:, step], state)
+        np.testing.assert_allclose(state.hidden, expected[:, step], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kernel_size", "hidden_kernel_size", "stride", "height", "width"),
+    [(3, 1, 2, 8, 6), (3, 1, 2, 5, 7), (1, 3, 1, 4, 5), (5, 3, 2, 8, 8), (2, 3, 1, 4, 4)],
+)
+def test_the_cell_with_any_kernels_equals_numpy(
+    kernel_size, hidden_kernel_size, stride, height, width
+):
+    cell = ConvLSTMCell(4, kernel_size, hidden_kernel_size, stride)
+    cell.build((None, None, None, 3))
+    randomise(cell)
+    state = cell.zero_state(2, height, width)
+    expected = np.zeros((2, -(-height // stride), -(-width // stride), 4)), np.zeros(())
+    for step in range(4):
+        x = normal(step, 2, height, width, 3)
+        state = cell(x, state)
+        expected = reference.conv_lstm(x, *expected, cell.get_weights(), stride)
+        np.testing.assert_allclose(state.hidden, expected[0], atol=1e-6)
+        np.testing.assert_allclose(state.cell, expected[1], atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "channels", "kernel_size", "hidden_kernel_size", "parameters"),
+    [
+        # Rows of the table of the two published networks.
+        (64, 256, 3, 1, 851_968),
+        (256, 512, 3, 1, 5_767_168),
+        (512, 512, 3, 1, 10_485_760),
+        (512, 16, 3, 1, 295_936),
+        (64, 256, 3, 1, 851_968),
+        (64, 128, 3, 3, 884_736),
+        (32, 64, 3, 3, 221_184),
+        (128, 256, 3, 3, 3_538_944),
+    ],
+)
+def test_the_cell_has_the_published_number_of_parameters(
+    inputs, channels, kernel_size, hidden_kernel_size, parameters
+):
+    cell = ConvLSTMCell(channels, kernel_size, hidden_kernel_size)
+    cell.build((None, None, None, inputs))
+    assert cell.count_params() == parameters
+    assert parameters == 4 * channels * (inputs * kernel_size**2 + channels * hidden_kernel_size**2)
+
+
+def test_the_state_of_a_cell_starts_at_zero_and_carries_over():
+    cell = ConvLSTMCell(4, stride=2)
+    x = normal(0, 1, 8, 8, 3)
+    zero = cell.zero_state(1, 8, 8)
+    assert zero.hidden.shape == zero.cell.shape == (1, 4, 4, 4)
+    assert not np.any(zero.hidden) and not np.any(zero.cell)
+    first = cell(x, zero)
+    assert np.abs(cell(x, first).hidden - first.hidden).max() > 1e-3
+    np.testing.assert_array_equal(cell(x, zero).hidden, first.hidden)
+
+
+def test_the_gradient_of_a_cell_equals_finite_differences():
+    cell = ConvLSTMCell(2, 3, 3, 2, dtype="float64")
+    cell.build((None, None, None, 2))
+    randomise(cell)
+
+    def two_steps(x, hidden, memory):
+        state = cell(x, cell(x, ConvLSTMState(hidden, memory)))
+        return tf.concat(state, -1)
+
+    same_gradients(two_steps, normal(0, 1, 4, 4, 2), normal(1, 1, 2, 2, 2), normal(2, 1, 2, 2, 2))
+
+
+# --- GridLSTM -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def grid() -> GridLSTM:
+    layer = GridLSTM(grid_size=3, channels=2)
+    layer.build((None, None, 5))
+    randomise(layer)
+    return layer
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_the_grid_equals_a_loop_over_cells_in_numpy(grid, steps):
+    codes = np.sign(normal(steps, 2, steps, 5))
+    expected = reference.grid_lstm(codes, *grid.get_weights())
+    np.testing.assert_allclose(grid(codes), expected, atol=1e-6)
+
+
+def test_the_grid_has_the_published_number_of_parameters():
+    layer = GridLSTM(grid_size=4, channels=128)
+    layer.build((None, None, 1024))
+    assert layer.count_params() == 26_517_888
+    assert [w.shape for w in layer.get_weights()] == [
+        (1024, 4 * 4 * 4 * 3 * 128),
+        (4, 4, 4, 3 * 128),
+        (3, 3, 3, 128, 3 * 128),
+        (3 * 128,),
+    ]
+
+
+def test_the_grid_has_no_output_gate(grid):
+    """h = tanh(c) whatever the code is."""
+    state = grid.zero_state(2)
+    for step in range(3):
+        state = grid.step(grid.project(tf.constant(3 * normal(step, 2, 5))), state)
+        np.testing.assert_allclose(state.hidden, np.tanh(state.cell), atol=1e-6)
+
+
+def test_the_grid_step_by_step_gives_the_same_as_a_call(grid):
+    codes = tf.constant(np.sign(normal(1, 3, 4, 5)))
+    projected = grid.project(codes)
+    assert projected.shape == (3, 4, 3, 3, 3, 6)
+    state = grid.zero_state(3)
+    assert not np.any(state.hidden) and not np.any(state.cell)
+    for step in range(4):
+        np.testing.assert_allclose(projected[:, step], grid.project(codes[:, step]), atol=1e-6)
+        state = grid.step(projected[:, step], state)
+    np.testing.assert_allclose(grid(codes), state.hidden, atol=1e-6)
+
+
+def test_every_object_of_the_grid_starts_from_zero(grid):
+    codes = np.sign(normal(2, 4, 3, 5))
+    together = grid(codes).numpy()
+    for index in (3, 0, 2, 1):
+        np.testing.assert_allclose(grid(codes[[index]])[0], together[index], atol=1e-6)
+
+
+def test_the_gradient_of_the_grid_equals_finite_differences():
+    layer = GridLSTM(grid_size=2, channels=2, dtype="float64")
+    layer.build((None, None, 4))
+    randomise(layer)
+    same_gradients(layer, normal(0, 1, 3, 4))
+
+
+# --- UpConv3D -------------------------------------------------------------------------------------
+
+
+def upsample_then_convolve(volume: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
+    doubled = tf.keras.layers.UpSampling3D(2)(volume)
+    return tf.nn.conv3d(doubled, kernel, [1] * 5, "SAME") + bias
+
+
+@pytest.mark.parametrize("sides", [(4, 4, 4), (1, 1, 1), (3, 5, 2), (1, 7, 3)])
+def test_up_conv_equals_upsampling_and_convolution_in_outputs_and_gradients(sides):
+    layer = UpConv3D(5)
+    layer.build((None, None, None, None, 3))
+    randomise(layer)
+    volume = tf.constant(normal(1, 2, *sides, 3))
+    upstream = normal(2, 2, *(2 * side for side in sides), 5)
+    with tf.GradientTape(persistent=True) as tape:
+        kernel, bias = (tf.convert_to_tensor(weight) for weight in layer.get_weights())
+        tape.watch([volume, kernel, bias])
+        expected = upsample_then_convolve(volume, kernel, bias)
+        outputs = layer(volume)
+        loss, expected_loss = (tf.reduce_sum(upstream * y) for y in (outputs, expected))
+    np.testing.assert_allclose(outputs, expected, atol=1e-5)
+    gradients = tape.gradient(loss, [volume, *layer.trainable_variables])
+    for found, wanted in zip(gradients, tape.gradient(expected_loss, [volume, kernel, bias])):
+        scale = max(1, np.abs(wanted).max())
+        np.testing.assert_allclose(found / scale, wanted / scale, atol=1e-5)
+
+
+def test_up_conv_equals_keras_layers():
+    keras = tf.keras.layers.Conv3D(4, 3, padding="same")
+    volume = normal(0, 1, 3, 3, 3, 2)
+    expected = keras(tf.keras.layers.UpSampling3D(2)(volume))
+    layer = UpConv3D(4)
+    layer.build((None, 3, 3, 3, 2))
+    layer.set_weights(keras.get_weights())
+    np.testing.assert_allclose(layer(volume), expected, atol=1e-6)
+
+
+def test_up_conv_equals_numpy():
+    layer = UpConv3D(2)
+    layer.build((None, 3, 2, 4, 3))
+    randomise(layer)
+    volume = normal(0, 2, 3, 2, 4, 3)
+    kernel, bias = layer.get_weights()
+    doubled = volume.repeat(2, axis=1).repeat(2, axis=2).repeat(2, axis=3)
+    expected = reference.convolve(doubled, kernel) + bias
+    np.testing.assert_allclose(layer(volume), expected, atol=1e-5)
+
+
+def test_up_conv_serves_any_batch_and_side_in_one_trace():
+    layer = UpConv3D(2)
+    layer.build((None, None, None, None, 3))
+    traced = tf.function(layer, input_signature=[tf.TensorSpec([None, None, None, None, 3])])
+    for batch, side in ((1, 2), (3, 5), (2, 1)):
+        volume = normal(batch, batch, side, side, side, 3)
+        assert traced(volume).shape == (batch, 2 * side, 2 * side, 2 * side, 2)
+        np.testing.assert_allclose(traced(volume), layer(volume), atol=1e-6)
+    assert traced.experimental_get_tracing_count() == 1
+
+
+def test_up_conv_knows_its_static_shape_inside_a_graph():
+    layer = UpConv3D(2)
+    layer.build((None, None, None, None, 3))
+    graph = tf.function(layer).get_concrete_function(tf.TensorSpec([None, 3, None, 4, 3]))
+    assert graph.structured_outputs.shape.as_list() == [None, 6, None, 8, 2]
+
+
+def test_the_gradient_of_up_conv_equals_finite_differences():
+    layer = UpConv3D(2, dtype="float64")
+    layer.build((None, None, None, None, 2))
+    randomise(layer)
+    same_gradients(layer, normal(0, 1, 2, 3, 1, 2))
+
+
+# --- Binarizer ------------------------------------------------------------------------------------
+
+
+def noise(seed: int = 3, step: int = 7, first_row: int = 0, total_rows: int = 6) -> BinarizerNoise:
+    return BinarizerNoise(
+        tf.constant([seed, step]), tf.constant(first_row), tf.constant(total_rows)
+    )
+
+
+@pytest.mark.parametrize("dtype", [tf.float32, tf.bfloat16, tf.float64])
+def test_bits_are_minus_one_or_one_with_and_without_noise(dtype):
+    activation = tf.cast(tf.tanh(normal(0, 6, 8, 8, 4)), dtype)
+    for bits in (
+        Binarizer(dtype=dtype.name)(activation),
+        Binarizer(dtype=dtype.name)(activation, noise=noise(), iteration=1),
+    ):
+        assert bits.dtype == dtype and bits.shape == activation.shape
+        assert set(np.unique(tf.cast(bits, tf.float32))) == {-1.0, 1.0}
+
+
+def test_at_inference_a_bit_is_the_sign_and_zero_is_plus_one():
+    activation = [-1.0, -1e-30, -0.0, 0.0, 1e-30, 1.0]
+    np.testing.assert_array_equal(Binarizer()(tf.constant(activation)), [-1, -1, 1, 1, 1, 1])
+
+
+def test_in_training_a_bit_is_one_with_probability_half_of_one_plus_x():
+    count = 40_000
+    for x in (-1.0, -0.9, -0.5, 0.0, 0.3, 0.8, 1.0):
+        bits = Binarizer()(tf.fill([6, count], x), noise=noise())
+        frequency = np.mean(bits == 1)
+        probability = (1 + x) / 2
+        # Five standard deviations of a binomial; none where the outcome is certain.
+        bound = 5 * np.sqrt(probability * (1 - probability) / (6 * count))
+        assert abs(frequency - probability) <= bound, x
+
+
+def test_the_noise_is_uniform_and_independent_of_its_neighbours():
+    drawn = noise(total_rows=100).uniform(0, tf.zeros([100, 1000])).numpy().astype(np.float64)
+    assert drawn.min() >= 0 and drawn.max() < 1
+    counts, _ = np.histogram(drawn, 20, (0, 1))
+    assert np.sum((counts - 5000) ** 2 / 5000) < 50  # chi square, 19 degrees: p < 1e-4
+    for shifted in (drawn[1:], drawn[:, 1:]):
+        pairs = drawn[: len(shifted), : shifted.shape[1]]
+        assert abs(np.corrcoef(pairs.ravel(), shifted.ravel())[0, 1]) < 5 / np.sqrt(1e5)
+
+
+@pytest.mark.parametrize("with_noise", [False, True])
+def test_the_gradient_of_the_binarizer_is_the_upstream_one(with_noise):
+    activation = tf.constant(np.tanh(normal(0, 6, 50)))
+    upstream = normal(1, 6, 50)
+    layer = Binarizer()
+    with tf.GradientTape() as tape:
+        tape.watch(activation)
+        bits = layer(activation, noise=noise() if with_noise else None)
+    np.testing.assert_array_equal(
+        tape.gradient(bits, activation, output_gradients=upstream), upstream
+    )
+
+
+def test_the_gradient_of_the_binarizer_passes_through_a_graph_loop():
+    @tf.function
+    def gradient(x, upstream):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            total = tf.zeros([])
+            for t in tf.range(3):
+                bits = Binarizer()(x, noise=noise(), iteration=t)
+                total += tf.reduce_sum(upstream * bits)
+        return tape.gradient(total, x)
+
+    upstream = normal(1, 6, 5)
+    found = gradient(tf.constant(np.tanh(normal(0, 6, 5))), upstream)
+    np.testing.assert_allclose(found, 3 * upstream, rtol=1e-6)
+
+
+def test_the_noise_is_a_pure_function_of_seed_step_and_iteration():
+    activation = tf.zeros([6, 4, 4, 2])
+    draws = {
+        key: noise(*key[:2]).uniform(key[2], activation).numpy()
+        for key in ((3, 7, 0), (3, 7, 1), (3, 8, 0), (4, 7, 0), (7, 3, 0), (3, 6, 1))
+    }
+    keys = list(draws)
+    for index, key in enumerate(keys):
+        tf.random.set_seed(index)  # the global seed plays no part
+        again = noise(*key[:2]).uniform(key[2], activation)
+        np.testing.assert_array_equal(again, draws[key])
+        traced = tf.function(lambda t, key=key: noise(*key[:2]).uniform(t, activation))
+        np.testing.assert_array_equal(traced(tf.constant(key[2])), draws[key])
+        for other in keys[:index]:
+            assert np.mean(draws[key] == draws[other]) < 0.05, (key, other)
+
+
+@pytest.mark.parametrize(("first_row", "rows"), [(0, 6), (0, 2), (2, 3), (5, 1)])
+def test_rows_drawn_for_a_part_of_the_minibatch_are_those_of_the_whole(first_row, rows):
+    activation = tf.constant(np.tanh(normal(0, 6, 3, 3, 2)))
+    whole = Binarizer()(activation, noise=noise(), iteration=2)
+    mine = slice(first_row, first_row + rows)
+    part = Binarizer()(activation[mine], noise=noise(first_row=first_row), iteration=2)
+    np.testing.assert_array_equal(part, whole[mine])
+
+
+def test_rows_that_the_minibatch_does_not_have_are_refused():
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        noise(first_row=4).uniform(0, tf.zeros([3, 2]))
+
+
+def test_binarize_compares_noise_with_the_probability():
+    activation = tf.constant([-1.0, 0.0, 0.0, 0.5, 1.0])
+    uniform = tf.constant([0.0, 0.499, 0.5, 0.75, 0.999])
+    np.testing.assert_array_equal(binarize(activation, uniform), [-1, 1, -1, -1, 1])
+
+
+# --- All layers -----------------------------------------------------------------------------------
+
+
+LAYERS = {
+    "ConvLSTMCell": (ConvLSTMCell, {"channels": 3, "kernel_size": 5, "stride": 2}, (2, 4, 4, 3)),
+    "GridLSTM": (GridLSTM, {"grid_size": 2, "channels": 3}, (2, 3, 4)),
+    "UpConv3D": (UpConv3D, {"channels": 3}, (2, 2, 2, 2, 3)),
+    "Binarizer": (Binarizer, {}, (2, 4)),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layer_can_be_made_again_from_its_config(name):
+    kind, arguments, shape = LAYERS[name]
+    layer = kind(**arguments, name="first")
+    again = kind.from_config(layer.get_config())
+    assert again.get_config() == layer.get_config()
+    assert again.name == "first"
+    for made in (layer, again):
+        made.build(shape)
+    assert [w.shape for w in again.get_weights()] == [w.shape for w in layer.get_weights()]
+    assert {**again.get_config(), **arguments} == again.get_config()
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments"),
+    [
+        (ConvLSTMCell, {"channels": 0}),
+        (ConvLSTMCell, {"channels": 1, "stride": 0}),
+        (ConvLSTMCell, {"channels": 1, "hidden_kernel_size": 0}),
+        (GridLSTM, {"grid_size": 0}),
+        (GridLSTM, {"channels": -1}),
+        (UpConv3D, {"channels": 0}),
+    ],
+)
+def test_a_layer_without_size_is_refused_with_what_was_received(kind, arguments):
+    with pytest.raises(ValueError, match=f"at least 1.*Received: .*{min(arguments.values())}"):
+        kind(**arguments)
+
+
+def test_kernels_start_with_the_published_spread_and_biases_at_a_tenth():
+    tf.keras.utils.set_random_seed(0)
+    shape = (3, 3, 3, 40, 60)
+    values = np.asarray(initializers.kernel()(shape))
+    fans = 27 * 40, 27 * 60
+    assert values.std() == pytest.approx(np.sqrt(2 / (sum(fans) / 2)), rel=0.02)
+    assert np.abs(values).max() > 3.5 * values.std()  # normal, not truncated
+    np.testing.assert_array_equal(initializers.bias()((5,)), np.full(5, 0.1, np.float32))
+    codec = np.asarray(initializers.codec_kernel()((3, 3, 64, 256)))
+    bound = 1 / np.sqrt(9 * 64)
+    assert bound * 0.99 < np.abs(codec).max() <= bound
+    assert abs(codec.std() - bound / np.sqrt(3)) < 0.01 * bound

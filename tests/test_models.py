@@ -1,0 +1,561 @@
+"""The networks against their tables, against NumPy, and in the ways they are used."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import reference
+import tensorflow as tf
+
+from tfjoint import config, models
+from tfjoint.layers import BinarizerNoise, UpConv3D
+from tfjoint.losses import loss_terms
+from tfjoint.models import Compression, Direct, VoxelDecoder
+
+SMOKE = {"profile": "smoke"}
+SIZE = 32
+
+
+def make(**settings) -> Direct:
+    return models.create(config.resolve({**SMOKE, **settings})[0])
+
+
+def randomise(model: tf.keras.Model, scale: float, seed: int = 0) -> None:
+    """Give weights that do not depend on the version of TensorFlow, large enough to matter."""
+    rng = np.random.default_rng(seed)
+    fans = [np.prod(w.shape[:-1]) if w.ndim > 1 else 10 for w in model.get_weights()]
+    model.set_weights(
+        [rng.normal(0, scale / np.sqrt(f), w.shape) for f, w in zip(fans, model.get_weights())]
+    )
+
+
+def images(seed: int, *rows: int, size: int = SIZE) -> np.ndarray:
+    """Smooth pictures with a little noise, [*rows, size, size, 3] in [0, 1]."""
+    rng = np.random.default_rng(seed)
+    ramp = np.linspace(0, 1, size)
+    weights = rng.random((*rows, 1, 1, 3))
+    picture = weights * ramp[:, np.newaxis, np.newaxis] + (1 - weights) * ramp[:, np.newaxis]
+    return np.clip(picture + rng.normal(0, 0.05, picture.shape), 0, 1).astype(np.float32)
+
+
+def codes(seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).choice(np.float32([-1, 1]), shape)
+
+
+def noise(rows: int, step: int = 0) -> BinarizerNoise:
+    return BinarizerNoise(tf.constant([0, step]), tf.constant(0), tf.constant(rows))
+
+
+@pytest.fixture(scope="module")
+def direct() -> Direct:
+    model = make()
+    randomise(model, 1.5)
+    return model
+
+
+@pytest.fixture(scope="module")
+def run(direct):
+    """The model as one graph for every number of objects, views and iterations."""
+    signature = [tf.TensorSpec([None, None, SIZE, SIZE, 3]), tf.TensorSpec([], tf.int32)]
+    return tf.function(lambda x, t: direct(x, iterations=t), input_signature=signature)
+
+
+# --- Against the tables ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def paper() -> Direct:
+    return make(profile="paper")
+
+
+def test_the_compression_network_has_the_parameters_of_its_table(paper):
+    compression = paper.compression
+    layers = [compression.encoder_conv, *compression.encoder_cells]
+    layers += [compression.decoder_conv, *compression.decoder_cells, compression.output_conv]
+    assert [layer.count_params() for layer in layers] == [
+        *(1_728, 851_968, 5_767_168, 295_936),
+        *(4_096, 851_968, 884_736, 221_184, 48),
+    ]
+    assert compression.count_params() == 8_878_832
+
+
+def test_the_voxel_decoder_and_the_grid_have_the_parameters_of_the_specification(paper):
+    assert paper.voxel_decoder.count_params() == 1_163_298
+    assert paper.grid.count_params() == 26_517_888
+
+
+def test_the_direct_model_is_its_three_parts_and_all_of_it_is_trained(paper):
+    total = 8_878_832 + 26_517_888 + 1_163_298
+    assert paper.count_params() == total
+    assert sum(np.prod(w.shape) for w in paper.trainable_variables) == total
+
+
+def test_code_bits_at_paper_width_are_1024_per_iteration(paper):
+    assert paper.code_side == 8
+    assert paper.code_bits == 1024
+
+
+def test_defaults_of_the_parts_are_the_paper_profile():
+    compression, decoder = Compression(), VoxelDecoder()
+    compression.build()
+    decoder.build((None, 4, 4, 4, 128))
+    assert compression.count_params() == 8_878_832
+    assert decoder.count_params() == 1_163_298
+
+
+# --- Shapes, codes, prefixes ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("objects", "views", "iterations"), [(1, 1, 1), (2, 3, 2), (3, 1, 5), (1, 5, 8)]
+)
+def test_shapes_follow_objects_views_and_iterations(direct, run, objects, views, iterations):
+    given = images(0, objects, views)
+    output = run(given, iterations)
+    assert output.codes.shape == (objects, views, iterations, 2, 2, 16)
+    assert output.decoded.shape == (objects, views, iterations, SIZE, SIZE, 3)
+    assert output.logits.shape == (objects, 32, 32, 32)
+    assert set(np.unique(output.codes)) == {-1.0, 1.0}
+    assert {t.dtype for t in output} == {tf.float32}
+
+
+def test_one_trace_serves_every_number_of_objects_views_and_iterations(direct):
+    traced = tf.function(
+        lambda x, t: direct(x, iterations=t),
+        input_signature=[tf.TensorSpec([None, None, SIZE, SIZE, 3]), tf.TensorSpec([], tf.int32)],
+    )
+    for objects, views, iterations in ((1, 2, 3), (2, 1, 1), (3, 2, 4)):
+        given = images(1, objects, views)
+        found, expected = traced(given, iterations), direct(given, iterations=iterations)
+        np.testing.assert_array_equal(found.codes, expected.codes)
+        np.testing.assert_allclose(found.decoded, expected.decoded, atol=1e-6)
+        np.testing.assert_allclose(found.logits, expected.logits, atol=1e-5)
+    assert traced.experimental_get_tracing_count() == 1
+
+
+def test_a_code_is_a_prefix_of_a_longer_one(run):
+    given = images(2, 2, 2)
+    long = run(given, 6)
+    for iterations in (1, 3, 5):
+        short = run(given, iterations)
+        np.testing.assert_array_equal(short.codes, long.codes[:, :, :iterations])
+        np.testing.assert_allclose(short.decoded, long.decoded[:, :, :iterations], atol=1e-6)
+
+
+def test_iterations_differ_and_views_differ(run):
+    output = run(images(3, 1, 2), 3)
+    flat = np.reshape(output.codes, [6, -1])
+    assert len(np.unique(flat, axis=0)) == 6
+
+
+def test_codes_alone_give_the_decoded_views_and_the_shape_of_the_call(direct, run):
+    given = images(4, 2, 3)
+    output = run(given, 4)
+    np.testing.assert_array_equal(direct.encode(given, 4), output.codes)
+    np.testing.assert_allclose(direct.decode(output.codes), output.decoded, atol=1e-6)
+    np.testing.assert_allclose(direct.occupancy(output.codes), output.logits, atol=1e-5)
+
+
+def test_codes_may_be_int8(direct, run):
+    output = run(images(5, 1, 2), 2)
+    sent = tf.cast(output.codes, tf.int8)
+    np.testing.assert_allclose(direct.decode(sent), output.decoded, atol=1e-6)
+    np.testing.assert_allclose(direct.occupancy(sent), output.logits, atol=1e-5)
+
+
+def test_the_image_decoder_reads_an_iteration_only_after_the_ones_before(direct):
+    given = codes(0, 1, 1, 4, 2, 2, 16)
+    changed = given.copy()
+    changed[:, :, 2] *= -1
+    first, second = direct.decode(given).numpy(), direct.decode(changed).numpy()
+    np.testing.assert_array_equal(first[:, :, :2], second[:, :, :2])
+    assert (np.abs(first - second).max(axis=(0, 1, 3, 4, 5))[2:] > 1e-3).all()
+
+
+# --- Against NumPy --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gamma", [1.0, 0.0, 0.5])
+def test_the_compression_network_equals_numpy(gamma):
+    compression = Compression((8, 8, 12), (8, 16, 8, 12), code_channels=4, gamma=gamma)
+    compression.build()
+    randomise(compression, 2.5)
+    given = np.stack([images(seed, size=48) for seed in range(2)])
+    activations, expected_codes, expected = reference.Codec(compression.get_weights(), gamma).run(
+        given, 4
+    )
+    assert np.abs(activations).min() > 1e-5  # no bit hangs on rounding
+    assert 0.2 < np.mean(expected_codes > 0) < 0.8
+    found = compression(given, iterations=4)
+    np.testing.assert_array_equal(found.codes, expected_codes)
+    np.testing.assert_allclose(found.decoded, expected, atol=2e-5)
+    np.testing.assert_allclose(compression.decode(expected_codes), expected, atol=2e-5)
+
+
+def test_the_voxel_decoder_equals_numpy():
+    decoder = VoxelDecoder((6, 5, 4, 3))
+    decoder.build((None, None, None, None, 2))
+    randomise(decoder, 1.0)
+    grid = np.tanh(np.random.default_rng(0).normal(size=(2, 2, 2, 2, 2))).astype(np.float32)
+    expected = reference.voxel_decoder(grid, decoder.get_weights())
+    assert np.std(expected) > 0.1
+    np.testing.assert_allclose(decoder(grid), expected, atol=1e-5)
+
+
+def test_the_shape_of_a_code_equals_numpy(direct):
+    """Grid and voxel decoder together; views in order, the iterations of a view in a row."""
+    given = codes(1, 1, 2, 3, 2, 2, 16)
+    sequence = [given[0, v, t].ravel() for v in range(2) for t in range(3)]
+    hidden = reference.grid_lstm(np.array([sequence]), *direct.grid.get_weights())
+    expected = reference.voxel_decoder(hidden, direct.voxel_decoder.get_weights())
+    np.testing.assert_allclose(direct.occupancy(given), expected, atol=1e-5)
+
+
+def residual_recursion(model: Compression, given: np.ndarray, iterations: int) -> tf.Tensor:
+    """Eqs. 10 and 11 with the model's layers, one image at a time; images [N, T, H, W, 3]."""
+    rows = []
+    for image in given:
+        encoder, decoder, steps = {}, {}, []
+        reconstructed = np.full((1, *image.shape), 0.5, np.float32)
+        for _ in range(iterations):
+            x = model.encoder_conv(image[np.newaxis] - reconstructed)
+            for cell in model.encoder_cells:
+                encoder[cell] = cell(x, encoder.get(cell) or cell.zero_state(1, *x.shape[1:3]))
+                x = encoder[cell].hidden
+            x = model.decoder_conv(np.where(x >= 0, np.float32(1), np.float32(-1)))
+            x = reference.depth_to_space(x.numpy())
+            for cell in model.decoder_cells:
+                decoder[cell] = cell(x, decoder.get(cell) or cell.zero_state(1, *x.shape[1:3]))
+                x = reference.depth_to_space(decoder[cell].hidden.numpy())
+            update = np.tanh(model.output_conv(x)) / 2
+            reconstructed = 0.5 + update + model.gamma * (reconstructed - 0.5)
+            steps.append(reconstructed[0])
+        rows.append(steps)
+    return np.array(rows)
+
+
+@pytest.mark.parametrize("gamma", [1.0, 0.0])
+def test_images_follow_the_residual_recursion_step_by_step(gamma):
+    model = make(gamma=gamma)
+    randomise(model, 2.0)
+    given = images(6, 3)
+    expected = residual_recursion(model.compression, given, 4)
+    found = model.compression(given, iterations=4)
+    np.testing.assert_allclose(found.decoded, expected, atol=2e-5)
+
+
+def test_one_shot_images_stay_in_range_and_additive_ones_are_sums():
+    one_shot, additive = make(gamma=0.0), make(gamma=1.0)
+    for model in (one_shot, additive):
+        randomise(model, 5.0)
+    given = codes(2, 1, 1, 6, 2, 2, 16)
+    updates = one_shot.decode(given).numpy() - 0.5
+    assert np.abs(updates).max() <= 0.5
+    # Given the codes, gamma alone makes the difference.
+    np.testing.assert_allclose(additive.decode(given), 0.5 + np.cumsum(updates, axis=2), atol=1e-5)
+    assert np.abs(additive.decode(given).numpy() - 0.5).max() > 0.5  # images are not clipped
+
+
+# --- Who may know of whom -------------------------------------------------------------------------
+
+
+def test_the_order_of_objects_changes_no_object(run):
+    given = images(7, 4, 2)
+    order = [2, 0, 3, 1]
+    first, second = run(given, 3), run(given[order], 3)
+    np.testing.assert_array_equal(second.codes, first.codes.numpy()[order])
+    np.testing.assert_allclose(second.decoded, first.decoded.numpy()[order], atol=1e-6)
+    np.testing.assert_allclose(second.logits, first.logits.numpy()[order], atol=1e-6)
+
+
+def test_an_object_alone_is_what_it_is_in_company(run):
+    given = images(8, 3, 2)
+    together = run(given, 3)
+    for index in range(3):
+        alone = run(given[index : index + 1], 3)
+        np.testing.assert_array_equal(alone.codes[0], together.codes[index])
+        np.testing.assert_allclose(alone.logits[0], together.logits[index], atol=1e-5)
+
+
+def test_a_call_leaves_no_state_behind(run):
+    given, other = images(9, 2, 2), images(10, 2, 2)
+    before = run(given, 3)
+    run(other, 5)
+    for first, second in zip(before, run(given, 3)):
+        np.testing.assert_array_equal(first, second)
+
+
+def test_views_are_compressed_apart_but_their_order_may_change_the_shape(run):
+    given = images(11, 2, 3)
+    first, second = run(given, 2), run(given[:, ::-1], 2)
+    np.testing.assert_array_equal(second.codes, first.codes[:, ::-1])
+    np.testing.assert_allclose(second.decoded, first.decoded[:, ::-1], atol=1e-6)
+    assert np.abs(second.logits - first.logits).max() > 1e-3
+
+
+def test_every_view_and_every_iteration_reaches_the_shape(direct):
+    given = codes(3, 1, 2, 2, 2, 2, 16)
+    logits = direct.occupancy(given)
+    for view, iteration in np.ndindex(2, 2):
+        changed = given.copy()
+        changed[:, view, iteration] *= -1
+        assert np.abs(direct.occupancy(changed) - logits).max() > 1e-4, (view, iteration)
+
+
+def test_noise_changes_bits_with_the_step_only(direct):
+    given = images(12, 1, 2)
+
+    def train(step):
+        return direct(given, iterations=2, noise=noise(2, step)).codes
+
+    np.testing.assert_array_equal(train(5), train(5))
+    assert np.any(train(5) != train(6))
+    assert np.any(train(5) != direct.encode(given, 2))
+
+
+def test_iterations_draw_their_own_noise():
+    """With activations of zero, a bit is its noise and nothing else."""
+    model = make()
+    model.set_weights([np.zeros_like(w) for w in model.get_weights()])
+    bits = model(images(13, 1, 3), iterations=4, noise=noise(3)).codes.numpy()
+    rows = bits.reshape(12, -1)
+    assert len(np.unique(rows, axis=0)) == 12
+    assert 0.4 < np.mean(rows > 0) < 0.6
+
+
+# --- Gradients ------------------------------------------------------------------------------------
+
+
+def joint_loss(model: Direct, given: np.ndarray, truth: np.ndarray) -> tf.Tensor:
+    output = model(given, iterations=3, noise=noise(given.shape[0] * given.shape[1]))
+    settings, _ = config.resolve(SMOKE)
+    return loss_terms(settings, {"images": given, "voxels": truth}, output)["loss"]
+
+
+def truth(seed: int, objects: int) -> np.ndarray:
+    return (np.random.default_rng(seed).random((objects, 32, 32, 32)) < 0.3).astype(np.float32)
+
+
+@pytest.mark.parametrize("precision", config.PRECISIONS)
+def test_every_weight_gets_a_finite_gradient_that_is_not_zero(precision):
+    model = make(precision=precision)
+    with tf.GradientTape() as tape:
+        loss = joint_loss(model, images(14, 2, 2), truth(0, 2))
+    gradients = tape.gradient(loss, model.trainable_variables)
+    assert len(gradients) == 29
+    for variable, gradient in zip(model.trainable_variables, gradients):
+        assert gradient is not None, variable.name
+        assert gradient.dtype == tf.float32
+        values = np.abs(gradient)
+        assert np.all(np.isfinite(values)), variable.name
+        assert np.mean(values > 0) > 0.5, variable.name
+
+
+def test_the_image_loss_trains_the_codec_alone_and_the_shape_loss_the_encoder_too(direct):
+    given, voxels = images(15, 1, 2), truth(1, 1)
+    with tf.GradientTape(persistent=True) as tape:
+        # In one iteration: the codes of later ones depend on the images decoded before.
+        output = direct(given, iterations=1, noise=noise(2))
+        shape_loss = tf.reduce_mean(
+            tf.nn.sigmoid_cross_entropy_with_logits(labels=voxels, logits=output.logits)
+        )
+        image_loss = tf.reduce_mean(tf.abs(given[:, :, np.newaxis] - output.decoded))
+    reached = {
+        name: [g is not None and bool(np.any(g)) for g in tape.gradient(loss, variables)]
+        for name, loss, variables in (
+            ("image, 3D", image_loss, direct.grid.trainable_variables),
+            ("image, codec", image_loss, direct.compression.trainable_variables),
+            ("shape, encoder", shape_loss, direct.compression.encoder_conv.trainable_variables),
+            (
+                "shape, image decoder",
+                shape_loss,
+                direct.compression.output_conv.trainable_variables,
+            ),
+        )
+    }
+    assert not any(reached["image, 3D"])
+    # The codes' own past: hidden kernels see zeros in the first iteration.
+    assert sum(reached["image, codec"]) == 15 - 6
+    assert all(reached["shape, encoder"])
+    assert not any(reached["shape, image decoder"])
+
+
+def finite_differences(loss, variables, step: float = 5e-3, tolerance: float = 5e-3) -> None:
+    """Compare gradients with central differences: each variable's largest entry, and all at once.
+
+    Outputs are float32 and leaky ReLUs turn at 0, so the loss is a sum of many, made in float64.
+    """
+    with tf.GradientTape() as tape:
+        value = loss()
+    gradients = [g.numpy().astype(np.float64) for g in tape.gradient(value, variables)]
+    for variable, gradient in zip(variables, gradients):
+        original = variable.numpy()
+        place = np.unravel_index(np.argmax(np.abs(gradient)), gradient.shape)
+        directions = [np.zeros_like(gradient), gradient / np.linalg.norm(gradient)]
+        directions[0][place] = 1
+        for direction in directions:
+            values = []
+            for sign in (1, -1):
+                variable.assign((original + sign * step * direction).astype(np.float32))
+                values.append(float(loss()))
+            variable.assign(original)
+            numeric, analytic = (values[0] - values[1]) / (2 * step), np.sum(gradient * direction)
+            assert numeric == pytest.approx(analytic, rel=tolerance), variable.name
+
+
+def test_the_gradient_of_grid_and_voxel_decoder_equals_finite_differences(direct):
+    given = codes(4, 2, 2, 2, 2, 2, 16)
+    upstream = tf.constant(np.random.default_rng(0).normal(1, 1, (2, 32, 32, 32)))
+    weights = [*direct.grid.trainable_variables, *direct.voxel_decoder.trainable_variables]
+
+    @tf.function
+    def loss():
+        return tf.reduce_mean(upstream * tf.cast(direct.occupancy(given), tf.float64)) * 1e3
+
+    finite_differences(loss, weights)
+
+
+def test_the_gradient_of_the_image_decoder_equals_finite_differences(direct):
+    given = codes(5, 2, 1, 3, 2, 2, 16)
+    upstream = tf.constant(np.random.default_rng(0).normal(1, 1, (2, 1, 3, SIZE, SIZE, 3)))
+    compression = direct.compression
+    layers = [compression.decoder_conv, *compression.decoder_cells, compression.output_conv]
+
+    @tf.function
+    def loss():
+        return tf.reduce_mean(upstream * tf.cast(direct.decode(given), tf.float64)) * 1e3
+
+    finite_differences(loss, [w for layer in layers for w in layer.trainable_variables])
+
+
+def test_the_encoder_is_trained_through_the_bits_as_if_they_were_its_activation():
+    """Straight-through: d loss / d weight = d loss / d bit . d activation / d weight."""
+    model = make()
+    randomise(model, 1.5)
+    compression = model.compression
+    given = images(16, 2)
+    with tf.GradientTape(persistent=True) as tape:
+        x = compression.encoder_conv(given - 0.5)
+        for cell in compression.encoder_cells:
+            x = cell(x, cell.zero_state(2, *x.shape[1:3])).hidden
+        bits = tf.where(x >= 0, 1.0, -1.0)
+        tape.watch(bits)
+        loss = tf.reduce_sum(tf.square(compression.decode(bits[:, np.newaxis])))
+        whole = tf.reduce_sum(tf.square(compression(given, iterations=1).decoded))
+    weights = compression.encoder_conv.trainable_variables
+    upstream = tape.gradient(loss, bits)
+    expected = tape.gradient(x, weights, output_gradients=upstream)[0]
+    found = tape.gradient(whole, weights)[0]
+    assert np.abs(expected).max() > 1e-2
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
+
+
+# --- Making, precision, saving --------------------------------------------------------------------
+
+
+def test_an_equal_seed_gives_equal_weights_and_another_seed_others():
+    first = make(seed=5).get_weights()
+    tf.random.normal([3])  # whatever ran before plays no part
+    second, other = make(seed=5).get_weights(), make(seed=6).get_weights()
+    for a, b in zip(first, second):
+        np.testing.assert_array_equal(a, b)
+    kernels = [(a, b) for a, b in zip(first, other) if a.ndim > 1 and np.ptp(a) > 0]
+    assert len(kernels) == 15 + 2 + 5
+    assert all(np.mean(a == b) < 0.01 for a, b in kernels)
+
+
+def test_no_two_kernels_start_alike():
+    weights = [w.ravel() for w in make().get_weights() if np.ptp(w) > 0]
+    for index, a in enumerate(weights):
+        for b in weights[:index]:
+            n = min(len(a), len(b))
+            assert abs(np.corrcoef(a[:n], b[:n])[0, 1]) < 0.9
+
+
+def test_other_settings_than_widths_and_seed_do_not_change_the_weights():
+    first = make().get_weights()
+    settings = {"batch_size": 2, "learning_rate": 0.1, "precision": "mixed_bfloat16"}
+    for a, b in zip(first, make(**settings).get_weights()):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_bfloat16_keeps_variables_and_outputs_in_float32_and_stays_near(direct):
+    before = tf.keras.mixed_precision.global_policy().name
+    model = make(precision="mixed_bfloat16")
+    assert tf.keras.mixed_precision.global_policy().name == before == "float32"
+    model.set_weights(direct.get_weights())
+    assert {tf.as_dtype(v.dtype) for v in model.variables} == {tf.float32}
+    output = model(images(17, 2, 2), iterations=2)
+    assert output.decoded.dtype == output.logits.dtype == tf.float32
+    assert set(np.unique(tf.cast(output.codes, tf.float32))) == {-1.0, 1.0}
+
+    given = codes(6, 2, 2, 3, 2, 2, 16)
+    for low, full in (
+        (model.decode(given), direct.decode(given)),
+        (model.occupancy(given), direct.occupancy(given)),
+    ):
+        difference = np.abs(low - full)
+        assert 1e-5 < difference.max() < 0.05 * np.ptp(full)  # lower precision, but no other model
+    same = np.mean(tf.cast(output.codes, tf.float32) == direct.encode(images(17, 2, 2), 2))
+    assert same > 0.9
+
+
+def test_bfloat16_computes_in_bfloat16():
+    model = make(precision="mixed_bfloat16")
+    traced = tf.function(lambda x: model(x, iterations=2)).get_concrete_function(
+        tf.TensorSpec([2, 2, SIZE, SIZE, 3])
+    )
+    graphs = [traced.graph, *(f.graph for f in _functions(traced.graph))]
+    operations = [op for graph in graphs for op in graph.get_operations()]
+    convolutions = [op for op in operations if op.type.startswith("Conv")]
+    assert len(convolutions) >= 20
+    assert {op.outputs[0].dtype for op in convolutions} == {tf.bfloat16}
+
+
+def _functions(graph):
+    definitions = graph.as_graph_def().library.function
+    return [graph._get_function(definition.signature.name) for definition in definitions]
+
+
+def test_a_failed_creation_leaves_the_precision_as_it_was(monkeypatch):
+    class Broken:
+        def __init__(self, settings):
+            raise RuntimeError("no memory")
+
+    monkeypatch.setitem(models.MODELS, "direct", Broken)
+    with pytest.raises(RuntimeError, match="no memory"):
+        make(precision="mixed_bfloat16")
+    assert tf.keras.mixed_precision.global_policy().name == "float32"
+
+
+def test_weights_come_back_from_a_checkpoint(direct, tmp_path):
+    path = tf.train.Checkpoint(model=direct).save(str(tmp_path / "checkpoint"))
+    other = make(seed=9)
+    given = codes(7, 1, 1, 2, 2, 2, 16)
+    assert np.abs(other.occupancy(given) - direct.occupancy(given)).max() > 1e-3
+    tf.train.Checkpoint(model=other).restore(path).assert_consumed()
+    for a, b in zip(other.get_weights(), direct.get_weights()):
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(other.occupancy(given), direct.occupancy(given))
+    np.testing.assert_array_equal(other.decode(given), direct.decode(given))
+
+
+def test_a_checkpoint_of_another_width_does_not_fit(direct, tmp_path):
+    path = tf.train.Checkpoint(model=direct).save(str(tmp_path / "checkpoint"))
+    with pytest.raises(ValueError, match=r"[Ss]hape"):
+        tf.train.Checkpoint(model=make(grid_channels=4)).restore(path)
+
+
+def test_widths_that_do_not_fit_are_refused_with_what_was_received():
+    with pytest.raises(ValueError, match=r"3 numbers and decoder_channels 4.*Received: \(8, 8\)"):
+        Compression(encoder_channels=(8, 8))
+    with pytest.raises(ValueError, match=r"multiples of 4.*Received: \(8, 8, 8, 6\)"):
+        Compression(decoder_channels=(8, 8, 8, 6))
+    with pytest.raises(ValueError, match=r"4 numbers. Received: \(8, 8\)"):
+        VoxelDecoder((8, 8))
+
+
+def test_the_voxel_decoder_upsamples_three_times_by_the_folded_convolution():
+    decoder = VoxelDecoder((2, 2, 2, 2))
+    assert [type(layer) for layer in decoder.upsampling] == [UpConv3D] * 3
+    assert decoder(tf.zeros([1, 3, 3, 3, 2])).shape == (1, 24, 24, 24)

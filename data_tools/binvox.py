@@ -26,17 +26,17 @@ def write_binvox(path: str | os.PathLike, grid: Grid) -> None:
     translate = " ".join(f"{value:.9g}" for value in grid.translate)
     size = " ".join(str(side) for side in grid.voxels.shape)
     header = f"{_MAGIC}\ndim {size}\ntranslate {translate}\nscale {grid.scale:.9g}\ndata\n"
-    flat = grid.voxels.transpose(0, 2, 1).ravel()
+    flat = grid.voxels.transpose(0, 2, 1).ravel().astype(np.uint8)
     with files.replacing(path) as temporary:
         temporary.write_bytes(header.encode("ascii") + _run_lengths(flat))
 
 
 def _run_lengths(flat: np.ndarray) -> bytes:
-    starts = np.flatnonzero(np.diff(flat.astype(np.int8), prepend=-1))
+    starts = np.flatnonzero(np.diff(flat, prepend=2))
     pairs = bytearray()
     for value, length in zip(flat[starts], np.diff(starts, append=len(flat))):
         whole, rest = divmod(int(length), 255)
-        pairs += bytes([value, 255]) * whole + (bytes([value, rest]) if rest else b"")
+        pairs += bytes([int(value), 255]) * whole + (bytes([int(value), rest]) if rest else b"")
     return bytes(pairs)
 
 

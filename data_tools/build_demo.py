@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
 
-from data_tools import entry
+from tfjoint import entry
 
 _OUTPUT = flags.DEFINE_string("output", None, "Directory of the records.", required=True)
 _WORK_DIR = flags.DEFINE_string(
@@ -47,7 +48,7 @@ _RECORDS_PER_SHARD = flags.DEFINE_integer(
 _PROCESSES = flags.DEFINE_integer("processes", None, "Default: all cores.", lower_bound=1)
 
 
-def main() -> None:
+def main(_: Sequence[str]) -> None:
     """Build what the flags say and print what was built."""
     # Imported here so that --help and a wrong flag answer at once.
     from data_tools import open_set, sweethome3d
@@ -73,7 +74,7 @@ def main() -> None:
         split_list=_split_list(_SPLIT_LIST.value),
         processes=_PROCESSES.value or os.cpu_count() or 1,
     )
-    from data_tools import records_from_layout
+    from data_tools import records_from_layout  # TensorFlow comes with it: not before
 
     print("\n".join(records_from_layout.summary(manifest)), file=sys.stderr)
 

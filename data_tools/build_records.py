@@ -6,10 +6,11 @@ python -m data_tools.build_records --layout=DIR --split_list=split.json --output
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 from absl import flags
 
-from data_tools import entry
+from tfjoint import entry
 
 _LAYOUT = flags.DEFINE_string(
     "layout", None, "Directory with ShapeNetRendering and ShapeNetVox32.", required=True
@@ -26,7 +27,7 @@ _RECORDS_PER_SHARD = flags.DEFINE_integer(
 )
 
 
-def main() -> None:
+def main(_: Sequence[str]) -> None:
     """Build what the flags say and print what was built."""
     # Imported here so that --help and a wrong flag answer at once.
     from data_tools import records_from_layout

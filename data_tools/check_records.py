@@ -5,14 +5,16 @@ python -m data_tools.check_records --records=DIR
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from absl import flags
 
-from data_tools import entry
+from tfjoint import entry
 
 _RECORDS = flags.DEFINE_string("records", None, "Directory of the records.", required=True)
 
 
-def main() -> None:
+def main(_: Sequence[str]) -> None:
     """Open every split; print what it holds. Raises `UserError` for the first thing wrong."""
     # Imported here so that --help and a wrong flag answer at once.
     from tfjoint import records

@@ -155,9 +155,9 @@ def unpack(source: Path, directory: Path) -> list[Path]:
 
 
 def _extract(source: Path, directory: Path) -> Iterator[Path]:
-    members = _deb_members if source.suffix == ".deb" else _zip_members
     try:
         with source.open("rb") as handle:
+            members = _deb_members if handle.read(len(_AR_MAGIC)) == _AR_MAGIC else _zip_members
             for name, content in members(handle):
                 if name.endswith(".sh3f"):
                     path = directory / PurePosixPath(name).name
@@ -185,8 +185,7 @@ def _deb_members(handle: BinaryIO) -> Iterator[tuple[str, BinaryIO]]:
 
 
 def _ar_member(handle: BinaryIO, prefix: str) -> BinaryIO:
-    if handle.read(len(_AR_MAGIC)) != _AR_MAGIC:
-        raise ValueError("not a .deb: the `ar` signature is missing")
+    handle.seek(len(_AR_MAGIC))
     while len(header := handle.read(_AR_HEADER)) == _AR_HEADER:
         name, size = header[:16].decode("ascii").strip(), int(header[48:58])
         if name.startswith(prefix):

@@ -52,7 +52,7 @@ def cell_centres(grid: Grid) -> np.ndarray:
 
 
 def _surface(scaled: np.ndarray, used: np.ndarray) -> np.ndarray:
-    # A lattice on every triangle, fine enough that no cell its interior crosses is stepped over.
+    # A lattice on every triangle, finer than a cell: what it marks has no gap to flood through.
     edges = np.linalg.norm(scaled - np.roll(scaled, 1, axis=1), axis=-1).max(1)
     steps = np.maximum(np.ceil(edges / _SAMPLE_SPACING).astype(int), 1)
     surface = np.zeros(used, bool)

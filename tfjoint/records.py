@@ -15,6 +15,7 @@ import json
 import os
 import struct
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +32,12 @@ CAMERA_FIELDS = ("azimuth_degrees", "elevation_degrees", "rotation_degrees", "di
 # TFRecord framing: length (8 bytes), its CRC (4), the data, its CRC (4).
 _LENGTH = struct.Struct("<Q")
 _HEADER_BYTES, _FOOTER_BYTES = 12, 4
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+# What the code relies on; the rest of a manifest is for the reader.
+_TEXTS, _COUNTS = ("name", "split_name"), ("image_size", "views", "voxel_size")
+_SHARD_TEXTS, _SHARD_COUNTS = ("file", "sha256"), ("records", "bytes")
 
 
 class RecordError(UserError):
@@ -129,6 +136,8 @@ def decode_record(serialized: bytes) -> ObjectRecord:
             )
         size = feature["voxel_size"].int64_list.value[0]
         bits = np.frombuffer(feature["voxels"].bytes_list.value[0], np.uint8)
+        if len(bits) != -(-(size**3) // 8):
+            raise ValueError(f"{len(bits)} bytes of voxels, but voxel_size {size}")
         views = tuple(feature["views"].bytes_list.value)
         cameras = np.array(feature["cameras"].float_list.value, np.float32)
         return ObjectRecord(
@@ -155,7 +164,10 @@ def write_split(
     count: int,
     records_per_shard: int = 512,
 ) -> tuple[Shard, ...]:
-    """Write `count` records as the shards of one split and return their manifest entries."""
+    """Write `count` records as the shards of one split and return their manifest entries.
+
+    Raises `ValueError` if there are fewer or more; without a manifest, no shard counts.
+    """
     directory = Path(directory)
     shards = max(1, -(-count // records_per_shard))
     iterator = iter(records)
@@ -165,11 +177,17 @@ def write_split(
         wanted = min(records_per_shard, count - index * records_per_shard)
         with files.replacing(path) as temporary:
             with tf.io.TFRecordWriter(str(temporary)) as writer:
-                for _ in range(wanted):
-                    writer.write(encode_record(next(iterator)))
+                written = 0
+                for record in islice(iterator, wanted):
+                    writer.write(encode_record(record))
+                    written += 1
+            if written < wanted:
+                raise ValueError(f"split {split!r}: fewer records than the {count} announced")
             digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
             size = temporary.stat().st_size
         entries.append(Shard(path.name, wanted, size, digest))
+    if next(iterator, None) is not None:
+        raise ValueError(f"split {split!r}: more records than the {count} announced")
     return tuple(entries)
 
 
@@ -193,6 +211,10 @@ def read_manifest(directory: str | os.PathLike) -> Manifest:
                 f"{path} has schema {schema!r}; this version reads schema {SCHEMA_VERSION}: "
                 "rebuild the records with data_tools of this version"
             )
+        _require_types(fields, _TEXTS, _COUNTS)
+        for shards in fields["splits"].values():
+            for shard in shards:
+                _require_types(shard, _SHARD_TEXTS, _SHARD_COUNTS)
         fields["splits"] = {
             name: tuple(Shard(**shard) for shard in shards)
             for name, shards in fields["splits"].items()
@@ -224,7 +246,8 @@ class RecordSet:
     """One split of a record directory, verified, with random access to its objects.
 
     Opening reads every shard once: size and SHA-256 against the manifest, then every record's
-    schema. Raises `RecordError` with one clear line for whatever does not hold.
+    schema, number and size of views, and side of the grid. Raises `RecordError` with one clear
+    line for whatever does not hold.
     """
 
     def __init__(self, directory: str | os.PathLike, split: str) -> None:
@@ -239,7 +262,7 @@ class RecordSet:
         self._paths = [self.directory / shard.file for shard in self.manifest.splits[split]]
         self.objects: list[ObjectEntry] = []
         for index, shard in enumerate(self.manifest.splits[split]):
-            self.objects += _index_shard(self._paths[index], shard, index)
+            self.objects += _index_shard(self._paths[index], shard, index, self.manifest)
         if not self.objects:
             raise RecordError(f"split {split!r} of {directory} is empty: nothing to read")
 
@@ -258,7 +281,9 @@ class RecordSet:
         return decode_record(self.read(index))
 
 
-def _index_shard(path: Path, shard: Shard, shard_index: int) -> list[ObjectEntry]:
+def _index_shard(
+    path: Path, shard: Shard, shard_index: int, manifest: Manifest
+) -> list[ObjectEntry]:
     if not path.is_file():
         raise RecordError(f"{path} is missing, but the manifest lists it: rebuild the records")
     data = path.read_bytes()
@@ -277,6 +302,7 @@ def _index_shard(path: Path, shard: Shard, shard_index: int) -> list[ObjectEntry
         offset = position + _HEADER_BYTES
         try:
             record = decode_record(data[offset : offset + length])
+            _require_fit(record, manifest)
         except RecordError as error:
             raise RecordError(f"{path}, record {len(entries)}: {error}") from error
         entries.append(
@@ -285,12 +311,45 @@ def _index_shard(path: Path, shard: Shard, shard_index: int) -> list[ObjectEntry
             )
         )
         position = offset + length + _FOOTER_BYTES
+    if position != len(data):
+        raise RecordError(f"{path} ends inside a record: rebuild the records")
     if len(entries) != shard.records:
         raise RecordError(
             f"{path} holds {len(entries)} records, the manifest says {shard.records}: "
             "rebuild the records"
         )
     return entries
+
+
+def _require_fit(record: ObjectRecord, manifest: Manifest) -> None:
+    if len(record.views) != manifest.views or len(record.voxels) != manifest.voxel_size:
+        raise RecordError(
+            f"{record.object_id!r} has {len(record.views)} views and a grid of side "
+            f"{len(record.voxels)}, the manifest says {manifest.views} and "
+            f"{manifest.voxel_size}: rebuild the records"
+        )
+    for index, view in enumerate(record.views):
+        if _png_size(view) != (manifest.image_size, manifest.image_size):
+            raise RecordError(
+                f"view {index} of {record.object_id!r} is not a PNG of {manifest.image_size} x "
+                f"{manifest.image_size} pixels, as the manifest says: rebuild the records"
+            )
+
+
+def _png_size(data: bytes) -> tuple[int, int] | None:
+    # Signature, then the header chunk: length (4 bytes), name (4), width (4), height (4).
+    if data[:8] != _PNG_SIGNATURE or data[12:16] != b"IHDR":
+        return None
+    return int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
+
+
+def _require_types(values: Mapping[str, Any], texts: Sequence[str], counts: Sequence[str]) -> None:
+    for name in (*texts, *counts):
+        value = values[name]
+        if name in texts and not isinstance(value, str):
+            raise TypeError(f"{name} must be a text. Received: {value!r}")
+        if name in counts and (type(value) is not int or value < 0):
+            raise TypeError(f"{name} must be an integer of at least 0. Received: {value!r}")
 
 
 def _int64(value: int) -> tf.train.Feature:

@@ -30,7 +30,7 @@ ORDER = (
 WITHOUT_TENSORFLOW = ("bitstream", "report")
 FOR_LAYERS = {"keras", "numpy", "tensorflow"}
 FOR_DATA_TOOLS = {"errors", "files", "provenance", "config", "records", "entry"}
-ENTRY_POINTS = {"tfjoint.entry", "tfjoint.evaluate", "tfjoint.train", "data_tools.entry"}
+ENTRY_POINTS = {"tfjoint.entry", "tfjoint.evaluate", "tfjoint.train"}
 
 # An import name whose distribution is called something else.
 DISTRIBUTIONS = {"absl": "absl-py", "PIL": "pillow"}

@@ -14,6 +14,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import tensorflow as tf
 
@@ -23,6 +24,7 @@ from tfjoint.errors import UserError
 KEEP = 2
 _STATE = "state"
 _META = "checkpoint.json"
+_INDEX = "index.json"
 
 
 class CheckpointError(UserError):
@@ -38,16 +40,16 @@ class Checkpoints:
 
     def save(self, step: int) -> None:
         """Write the state after `step` steps; keep the newest `KEEP` checkpoints."""
+        listed = self._listed()
+        if not listed:  # from here on, a missing index is a lost one
+            files.write_json(self.directory / _INDEX, {"steps": []})
         path = self.directory / _name(step)
-        if path.exists():  # not listed: the process ended between the rename and the list
-            shutil.rmtree(path)
         with files.replacing(path) as temporary:
             temporary.mkdir(parents=True)
             self._state.write(str(temporary / _STATE))
-            digests = {file.name: _sha256(file) for file in sorted(temporary.iterdir())}
-            files.write_json(temporary / _META, {"step": step, "sha256": digests})
-        steps = [*self._listed(), step][-KEEP:]
-        files.write_json(self.directory / "index.json", {"steps": steps})
+            files.write_json(temporary / _META, _description(temporary, step))
+        steps = [*listed, step][-KEEP:]
+        files.write_json(self.directory / _INDEX, {"steps": steps})
         self._remove_unlisted(steps)
 
     def restore(self, partial: bool = False) -> int:
@@ -69,6 +71,8 @@ class Checkpoints:
             status.assert_existing_objects_matched()
             if partial:
                 status.expect_partial()
+            else:
+                status.assert_consumed()
         except (AssertionError, ValueError, tf.errors.OpError) as error:
             reason = str(error).splitlines()[0][:200]
             raise CheckpointError(
@@ -78,24 +82,24 @@ class Checkpoints:
         return steps[-1]
 
     def _listed(self) -> list[int]:
-        index = self.directory / "index.json"
-        present = sorted(self.directory.glob("step-*"))
+        index = self.directory / _INDEX
+        present = len(list(self.directory.glob("step-*")))
+        advice = "restore it, or start afresh with another --run_dir"
         if not index.exists():
-            # One unlisted directory is a first checkpoint whose listing was cut off.
-            if len(present) > 1:
-                raise CheckpointError(
-                    f"{index} is missing beside {len(present)} checkpoints: restore it, or start "
-                    "afresh with another --run_dir"
-                )
+            if present:
+                raise CheckpointError(f"{index} is missing beside {present} checkpoints: {advice}")
             return []
         try:
             steps = json.loads(index.read_text(encoding="utf-8"))["steps"]
-            if not steps or not all(type(step) is int for step in steps):
+            if not all(type(step) is int and step > 0 for step in steps):
                 raise ValueError("no list of steps")
-        except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(
-                f"{index} is damaged ({error}): restore it, or start afresh with another --run_dir"
-            ) from error
+            if steps != sorted(set(steps)):
+                raise ValueError("steps out of order")
+            # One unlisted directory is a first checkpoint whose listing was cut off.
+            if not steps and present > 1:
+                raise ValueError(f"no steps beside {present} checkpoints")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{index} is damaged ({error}): {advice}") from error
         return steps
 
     def _remove_unlisted(self, steps: list[int]) -> None:
@@ -106,21 +110,24 @@ class Checkpoints:
 
 
 def _verify(path: Path, step: int) -> None:
-    meta = path / _META
     advice = (
-        f"to go on from an older checkpoint, delete {path.name} and take {step} out of index.json; "
+        f"to go on from an older checkpoint, delete {path.name} and take {step} out of {_INDEX}; "
         "to start afresh, use another --run_dir"
     )
     try:
-        digests = json.loads(meta.read_text(encoding="utf-8"))["sha256"]
-        damaged = [n for n, digest in digests.items() if _sha256(path / n) != digest]
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        written = json.loads((path / _META).read_text(encoding="utf-8"))
+        found = _description(path, step)
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"checkpoint {path} is damaged ({error}): {advice}") from error
-    if damaged:
+    if written != found:
         raise CheckpointError(
-            f"checkpoint {path} is damaged ({', '.join(damaged)} differ from their digest): "
-            f"{advice}"
+            f"checkpoint {path} is damaged (its files differ from the digests in {_META}): {advice}"
         )
+
+
+def _description(path: Path, step: int) -> dict[str, Any]:
+    digests = {file.name: _sha256(file) for file in path.iterdir() if file.name != _META}
+    return {"step": step, "sha256": digests}
 
 
 def _name(step: int) -> str:

@@ -15,21 +15,30 @@ from typing import Any
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary name beside `path`; rename it to `path` when the block succeeds.
 
-    What is written there may be a file or a directory. If the block raises, it is removed and
-    whatever stood at `path` before stays as it was.
+    What is written there may be a file or a directory, and so may what it replaces. If the block
+    raises, it is removed and whatever stood at `path` before stays as it was.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary, old = (path.with_name(f".{path.name}.{os.getpid()}.{s}") for s in ("tmp", "old.tmp"))
+    # In a container a restarted process often has the number of the one that was killed.
+    _remove(temporary)
     try:
         yield temporary
         _flush_to_disk(temporary)
+        if path.exists() and (path.is_dir() or temporary.is_dir()):
+            # A rename replaces only a file by a file; put what is there aside, whole, before.
+            _remove(old)
+            os.replace(path, old)
         os.replace(temporary, path)
+        _remove(old)
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        else:
-            temporary.unlink(missing_ok=True)
+        _remove(temporary)
+
+
+def is_temporary(path: Path) -> bool:
+    """Return whether `path` is a name that `replacing` yields: left over where it was killed."""
+    return path.name.startswith(".") and path.name.endswith(".tmp")
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
@@ -45,3 +54,10 @@ def _flush_to_disk(path: Path) -> None:
     for file in files:
         with file.open("rb") as handle:
             os.fsync(handle.fileno())
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,112 @@
+"""Files and directories that are whole or absent."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from tfjoint import files
+
+
+def contents(directory: Path) -> dict[str, str | None]:
+    """Everything below a directory: the text of its files, None for a directory."""
+    paths = sorted(directory.rglob("*"))
+    return {str(p.relative_to(directory)): p.read_text() if p.is_file() else None for p in paths}
+
+
+def write(path: Path, text: str, as_directory: bool) -> None:
+    if as_directory:
+        path.mkdir()
+        path = path / "inner"
+    path.write_text(text)
+
+
+@pytest.mark.parametrize("new", [False, True])
+@pytest.mark.parametrize("old", [None, False, True])
+def test_success_replaces_what_was_there_and_leaves_nothing_else(tmp_path, old, new):
+    target = tmp_path / "deep" / "target"
+    if old is not None:
+        target.parent.mkdir()
+        write(target, "old", as_directory=old)
+    with files.replacing(target) as temporary:
+        write(temporary, "new", as_directory=new)
+        assert temporary.parent == target.parent  # a rename must not cross file systems
+    expected = {"target": None, "target/inner": "new"} if new else {"target": "new"}
+    assert contents(target.parent) == expected
+
+
+@pytest.mark.parametrize("new", [False, True])
+@pytest.mark.parametrize("old", [False, True])
+def test_a_failing_block_leaves_what_was_there_and_nothing_else(tmp_path, old, new):
+    target = tmp_path / "target"
+    write(target, "old", as_directory=old)
+    before = contents(tmp_path)
+    with pytest.raises(ZeroDivisionError), files.replacing(target) as temporary:
+        write(temporary, "new", as_directory=new)
+        raise ZeroDivisionError
+    assert contents(tmp_path) == before
+
+
+def test_a_block_that_writes_nothing_fails_and_leaves_what_was_there(tmp_path):
+    target = tmp_path / "target"
+    write(target, "old", as_directory=False)
+    with pytest.raises(FileNotFoundError), files.replacing(target):
+        pass
+    assert contents(tmp_path) == {"target": "old"}
+
+
+@pytest.mark.parametrize("as_directory", [False, True])
+def test_until_the_block_ends_the_target_is_untouched(tmp_path, as_directory):
+    target = tmp_path / "target"
+    write(target, "old", as_directory)
+    before = contents(tmp_path)
+    with files.replacing(target) as temporary:
+        write(temporary, "new", as_directory)
+        seen = {k: v for k, v in contents(tmp_path).items() if not k.startswith(temporary.name)}
+        assert seen == before
+
+
+@pytest.mark.parametrize("as_directory", [False, True])
+def test_what_a_killed_process_with_the_same_number_left_is_no_obstacle(tmp_path, as_directory):
+    target = tmp_path / "target"
+    with files.replacing(target) as temporary:
+        name = temporary
+        write(temporary, "new", as_directory=True)
+    assert str(os.getpid()) in name.name
+    write(name, "left over", as_directory)
+    with files.replacing(target) as temporary:
+        assert temporary == name
+        write(temporary, "newer", as_directory=True)
+    assert contents(tmp_path) == {"target": None, "target/inner": "newer"}
+
+
+def test_a_temporary_name_is_told_from_others(tmp_path):
+    with files.replacing(tmp_path / "config.json") as temporary:
+        assert files.is_temporary(temporary)
+        temporary.touch()
+    for name in ("config.json", ".config.json", "config.tmp", "events.tmp"):
+        assert not files.is_temporary(tmp_path / name)
+
+
+def test_json_is_indented_and_in_a_stable_order(tmp_path):
+    path = tmp_path / "value.json"
+    value = {"b": [1, 2.5, None], "a": {"z": "\u00e9", "y": True}}
+    files.write_json(path, value)
+    text = path.read_text()
+    assert json.loads(text) == value
+    assert text.index('"a"') < text.index('"b"')
+    assert text.endswith("}\n") and "\n " in text
+    files.write_json(path, dict(reversed(value.items())))
+    assert path.read_text() == text
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), {1, 2}])
+def test_what_is_no_json_is_refused_and_leaves_the_old_file(tmp_path, value):
+    path = tmp_path / "value.json"
+    files.write_json(path, 1)
+    with pytest.raises((ValueError, TypeError)):
+        files.write_json(path, {"value": value})
+    assert contents(tmp_path) == {"value.json": "1\n"}

@@ -120,11 +120,9 @@ class Config:
                 "decoder_channels must be multiples of 4, depth-to-space needs them. "
                 f"Received: {self.decoder_channels}"
             )
-        ascending = sorted(set(self.halve_at_epochs))
-        if not ascending or list(self.halve_at_epochs) != ascending:
+        if list(self.halve_at_epochs) != sorted(set(self.halve_at_epochs)):
             raise ConfigError(
-                "halve_at_epochs needs one or more ascending numbers (one beyond the last epoch "
-                f"for a constant learning rate). Received: {_show(self.halve_at_epochs)}"
+                f"halve_at_epochs must ascend. Received: {_show(self.halve_at_epochs)}"
             )
 
     @property

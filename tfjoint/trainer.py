@@ -114,6 +114,8 @@ def learning_rate_schedule(
     """Return the learning rate by step: halved at every epoch of `config.halve_at_epochs`."""
     boundaries = [math.ceil(e * objects / config.batch_size) for e in config.halve_at_epochs]
     rates = [config.learning_rate * 0.5**i for i in range(len(boundaries) + 1)]
+    if not boundaries:  # which Keras does not take
+        boundaries, rates = [0], rates * 2
     return tf.keras.optimizers.schedules.PiecewiseConstantDecay(boundaries, rates)
 
 

@@ -1,0 +1,405 @@
+"""Minibatches: what is drawn, that it is drawn again, and what becomes of the pixels."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tiny
+from PIL import Image
+
+from tfjoint import config, dataset, records
+from tfjoint.config import ConfigError
+from tfjoint.dataset import Replicas, draw_minibatch, evaluation_views, training_dataset
+from tfjoint.errors import UserError
+from tfjoint.records import RecordError, RecordSet
+
+OBJECTS, VIEWS, STORED = 12, 6, 36
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    return tiny.make(tmp_path_factory.mktemp("records"))
+
+
+@pytest.fixture(scope="module")
+def train(directory) -> RecordSet:
+    return RecordSet(directory, "train")
+
+
+def settings(**changes) -> config.Config:
+    return config.resolve({"profile": "smoke", "batch_size": 5, **changes})[0]
+
+
+def draw(step: int, **changes) -> dataset.Minibatch:
+    return draw_minibatch(settings(**changes), OBJECTS, VIEWS, STORED, step)
+
+
+def same(first, second) -> bool:
+    return all(np.array_equal(a, b) for a, b in zip(first, second))
+
+
+# --- The draw -------------------------------------------------------------------------------------
+
+
+def test_a_minibatch_is_a_pure_function_of_seed_and_step():
+    np.random.seed(0)
+    first = [draw(step) for step in range(20)]
+    np.random.seed(1)
+    for step in reversed(range(20)):
+        assert same(draw(step), first[step])
+        assert not same(draw(step, seed=1), first[step])
+    for a in range(20):
+        for b in range(a):
+            assert not np.array_equal(first[a].offsets, first[b].offsets)
+
+
+def test_a_large_step_and_a_large_seed_can_be_drawn():
+    drawn = draw(10**9, seed=2**31 - 1)
+    assert same(drawn, draw(10**9, seed=2**31 - 1))
+    assert drawn.objects.max() < OBJECTS
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 12, 30])
+def test_every_object_comes_once_per_epoch_and_minibatches_span_epochs(batch_size):
+    steps = -(-4 * OBJECTS // batch_size)
+    drawn = [draw(step, batch_size=batch_size).objects for step in range(steps)]
+    assert all(len(objects) == batch_size for objects in drawn)
+    epochs = np.concatenate(drawn)[: 4 * OBJECTS].reshape(4, OBJECTS)
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(OBJECTS))
+    assert len(np.unique(epochs, axis=0)) == 4
+
+
+def test_the_order_depends_on_the_seed_and_is_uniform():
+    first = [draw(0, seed=seed, batch_size=OBJECTS).objects for seed in range(600)]
+    assert len(np.unique(first, axis=0)) == 600
+    counts = np.bincount(np.array(first)[:, 0], minlength=OBJECTS)
+    assert np.sum((counts - 50) ** 2 / 50) < 40  # chi square, 11 degrees: p < 1e-4
+
+
+def test_views_of_an_object_do_not_repeat_and_are_uniform():
+    counts = np.zeros(VIEWS)
+    different = 0
+    for step in range(400):
+        views = draw(step, views_min=3, views_max=3).views
+        assert views.shape == (5, 3)
+        assert all(len(set(ids)) == 3 for ids in views.tolist())
+        assert views.min() >= 0 and views.max() < VIEWS
+        counts += np.bincount(views.ravel(), minlength=VIEWS)
+        different += len(np.unique(views, axis=0)) > 1
+    assert different > 390  # every object draws its own
+    np.testing.assert_allclose(counts / counts.sum(), 1 / VIEWS, atol=0.02)
+
+
+def test_views_and_iterations_take_their_whole_range_about_equally_and_independently():
+    pairs = Counter()
+    for step in range(3000):
+        drawn = draw(step, views_min=2, views_max=5, iterations_min=3, iterations_max=8)
+        pairs[drawn.views.shape[1], drawn.iterations] += 1
+    assert set(pairs) == {(v, t) for v in range(2, 6) for t in range(3, 9)}
+    expected = 3000 / 24
+    assert sum((n - expected) ** 2 / expected for n in pairs.values()) < 60  # 23 degrees: p < 1e-4
+
+
+def test_one_number_of_views_and_iterations_can_be_had():
+    for step in range(10):
+        drawn = draw(step, views_min=6, views_max=6, iterations_min=1, iterations_max=1)
+        assert drawn.views.shape == (5, 6) and drawn.iterations == 1
+        assert type(drawn.iterations) is int
+
+
+def test_crops_lie_inside_the_stored_view_and_reach_both_ends():
+    offsets = np.concatenate([draw(step).offsets.reshape(-1, 2) for step in range(200)])
+    assert offsets.dtype == np.int32
+    for axis in range(2):
+        assert set(offsets[:, axis]) == {0, 1, 2, 3, 4}
+    assert abs(np.corrcoef(offsets.T)[0, 1]) < 0.1  # rows and columns apart
+    views = draw(0, views_min=5, batch_size=30).offsets
+    assert len(np.unique(views.reshape(-1, 2), axis=0)) > 15  # every view its own
+
+
+def test_a_view_of_the_size_of_the_image_is_not_cropped():
+    drawn = draw_minibatch(settings(), OBJECTS, VIEWS, 32, 0)
+    assert not drawn.offsets.any()
+
+
+def test_backgrounds_are_black_white_or_random_light_greys():
+    assert not draw(0, background="black").backgrounds.any()
+    assert (draw(0, background="white").backgrounds == 1).all()
+    drawn = [draw(step, background="random").backgrounds for step in range(100)]
+    greys = np.concatenate([b.reshape(-1, 3) for b in drawn])
+    assert (greys == greys[:, :1]).all()
+    assert set(np.round(greys[:, 0] * 255, 6)) == set(range(225, 256))
+    assert len(np.unique(drawn[0])) > 1  # every view its own
+
+
+def test_what_is_drawn_for_one_thing_does_not_change_another():
+    """One setting more or less leaves order, views and crops as they were."""
+    drawn = draw(3, views_min=5)
+    for changed in (
+        draw(3, views_min=5, background="random"),
+        draw(3, views_min=5, iterations_min=8),
+    ):
+        assert np.array_equal(drawn.objects, changed.objects)
+        assert np.array_equal(drawn.views, changed.views)
+        assert np.array_equal(drawn.offsets, changed.offsets)
+
+
+# --- The dataset ----------------------------------------------------------------------------------
+
+
+def elements(*arguments) -> list[dict[str, np.ndarray]]:
+    return list(training_dataset(*arguments).as_numpy_iterator())
+
+
+def equal_elements(first: dict, second: dict) -> bool:
+    return set(first) == set(second) and all(np.array_equal(first[k], second[k]) for k in first)
+
+
+@pytest.fixture(scope="module")
+def first_steps(train) -> list[dict[str, np.ndarray]]:
+    return elements(settings(batch_size=6), train, 0, 7)
+
+
+def test_elements_hold_what_was_drawn(train, first_steps):
+    for step, element in enumerate(first_steps):
+        drawn = draw(step, batch_size=6)
+        views = drawn.views.shape[1]
+        assert element["images"].shape == (6, views, 32, 32, 3)
+        assert element["images"].dtype == element["voxels"].dtype == np.float32
+        assert (element["step"], element["iterations"]) == (step, drawn.iterations)
+        assert element["first_object"] == 0
+        truth = [train.record(index).voxels for index in drawn.objects]
+        np.testing.assert_array_equal(element["voxels"], truth)
+        for b, v in np.ndindex(6, views):
+            png = train.record(drawn.objects[b]).views[drawn.views[b, v]]
+            row, column = drawn.offsets[b, v]
+            pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))  # alpha is 0 or 255
+            crop = pixels[row : row + 32, column : column + 32] / 255
+            np.testing.assert_allclose(element["images"][b, v], crop, atol=1e-6)
+    assert len({element["images"].shape[1] for element in first_steps}) > 1
+
+
+def test_starting_at_a_step_is_skipping_the_steps_before(train, first_steps):
+    for start in (1, 4, 6):
+        later = elements(settings(batch_size=6), train, start, 7)
+        assert len(later) == 7 - start
+        for found, expected in zip(later, first_steps[start:]):
+            assert equal_elements(found, expected)
+    assert elements(settings(batch_size=6), train, 7, 7) == []
+
+
+@pytest.mark.parametrize("workers", [[(0, 2)], [(0, 1), (1, 1)], [(0, 3)], [(0, 2), (2, 4)]])
+def test_the_rows_of_all_replicas_are_the_minibatch_of_one(train, first_steps, workers):
+    """Workers of (first, local) replicas; elements come replica after replica, step after step."""
+    total = sum(local for _, local in workers)
+    parts = {}
+    for first, local in workers:
+        read = elements(settings(batch_size=6), train, 0, 7, Replicas(first, local, total))
+        assert len(read) == 7 * local
+        for index, element in enumerate(read):
+            parts[index // local, first + index % local] = element
+    for step, expected in enumerate(first_steps):
+        mine = [parts[step, replica] for replica in range(total)]
+        assert [element["first_object"] for element in mine] == [
+            replica * 6 // total for replica in range(total)
+        ]
+        for name in ("images", "voxels"):
+            np.testing.assert_array_equal(np.concatenate([e[name] for e in mine]), expected[name])
+        assert {(int(e["step"]), int(e["iterations"])) for e in mine} == {
+            (step, int(expected["iterations"]))
+        }
+
+
+@pytest.mark.parametrize("total", [4, 5, 7])
+def test_a_batch_that_replicas_cannot_share_is_refused(train, total):
+    with pytest.raises(ConfigError, match=f"batch_size=6 cannot be shared by {total} replicas"):
+        training_dataset(settings(batch_size=6), train, 0, 1, Replicas(0, 1, total))
+
+
+def test_shapes_are_known_but_for_the_number_of_views(train):
+    shapes = {
+        name: spec.shape.as_list()
+        for name, spec in training_dataset(settings(), train, 0, 1).element_spec.items()
+    }
+    assert shapes == {
+        "images": [5, None, 32, 32, 3],
+        "voxels": [5, 32, 32, 32],
+        "iterations": [],
+        "step": [],
+        "first_object": [],
+    }
+
+
+# --- Pixels ---------------------------------------------------------------------------------------
+
+
+def png(pixels: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def test_views_are_composed_and_cropped_as_pillow_does_it():
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (2, 3, 12, 12, 4), np.uint8)
+    pixels[0, 0, ..., 3] = 0
+    pixels[0, 1, ..., 3] = 255
+    backgrounds = rng.integers(0, 256, (2, 3, 3), np.uint8)
+    offsets = rng.integers(0, 5, (2, 3, 2), np.int32)
+    offsets[0, :2] = (0, 4), (4, 0)
+    encoded = np.array([[png(view) for view in row] for row in pixels], object)
+    found = dataset.decode_views(
+        tf.constant(encoded), offsets, (backgrounds / 255).astype(np.float32), 8
+    ).numpy()
+    assert found.shape == (2, 3, 8, 8, 3) and found.dtype == np.float32
+    for b, v in np.ndindex(2, 3):
+        background = Image.new("RGBA", (12, 12), (*backgrounds[b, v].tolist(), 255))
+        whole = np.asarray(Image.alpha_composite(background, Image.fromarray(pixels[b, v])))
+        row, column = offsets[b, v]
+        expected = whole[row : row + 8, column : column + 8, :3] / 255
+        np.testing.assert_allclose(found[b, v], expected, atol=1.01 / 255)  # Pillow rounds
+    np.testing.assert_allclose(found[0, 0], np.broadcast_to(backgrounds[0, 0] / 255, (8, 8, 3)))
+    opaque = pixels[0, 1, 4:, :8, :3] / 255
+    np.testing.assert_allclose(found[0, 1], opaque, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P"])
+def test_views_without_alpha_are_taken_as_they_are(mode):
+    rng = np.random.default_rng(1)
+    image = Image.fromarray(rng.integers(0, 256, (9, 9, 3), np.uint8)).convert(mode)
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    found = dataset.decode_views(
+        tf.constant([[stream.getvalue()]]), np.full((1, 1, 2), 1), np.ones((1, 1, 3), "f"), 8
+    )
+    expected = np.asarray(image.convert("RGB"))[1:, 1:] / 255
+    np.testing.assert_allclose(found[0, 0], expected, atol=1e-6)
+
+
+def test_training_reads_rgb_views_too(tmp_path):
+    pixels = np.arange(36 * 36 * 3, dtype=np.uint32).reshape(36, 36, 3).astype(np.uint8)
+    objects = []
+    for index in range(2):
+        record = tiny.record(index)
+        objects.append(
+            records.ObjectRecord(
+                record.category,
+                record.object_id,
+                record.source,
+                [png(pixels)] * VIEWS,
+                record.cameras,
+                record.voxels,
+            )
+        )
+    shards = {"train": records.write_split(tmp_path, "train", objects, 2)}
+    manifest = records.Manifest("rgb", "rgb", "0" * 64, STORED, VIEWS, 32, shards)
+    records.write_manifest(tmp_path, manifest)
+    chosen = settings(batch_size=2, background="white")
+    (element,) = elements(chosen, RecordSet(tmp_path, "train"), 0, 1)
+    row, column = draw_minibatch(chosen, 2, VIEWS, STORED, 0).offsets[0, 0]
+    expected = pixels[row : row + 32, column : column + 32] / 255
+    np.testing.assert_allclose(element["images"][0, 0], expected, atol=1e-6)
+
+
+# --- Evaluation -----------------------------------------------------------------------------------
+
+
+def test_every_object_is_evaluated_once_in_record_order_with_a_central_crop(directory):
+    test = RecordSet(directory, "test")
+    examples = list(dataset.evaluation_examples(settings(), test, views=4, seed=3))
+    assert [e.object_id for e in examples] == [f"object-{i:03d}" for i in range(12, 17)]
+    for index, example in enumerate(examples):
+        record = test.record(index)
+        assert example.category == record.category
+        assert example.view_ids == evaluation_views(3, record.object_id, VIEWS, 4)
+        np.testing.assert_array_equal(example.voxels, record.voxels)
+        assert example.images.shape == (4, 32, 32, 3) and example.images.dtype == np.float32
+        for image, view in zip(example.images, example.view_ids):
+            pixels = np.asarray(Image.open(io.BytesIO(record.views[view])).convert("RGB"))
+            np.testing.assert_allclose(image, pixels[2:-2, 2:-2] / 255, atol=1e-6)
+
+
+@pytest.mark.parametrize(("background", "value"), [("white", 1), ("random", 240 / 255)])
+def test_evaluation_has_a_fixed_background(directory, background, value):
+    test = RecordSet(directory, "test")
+    chosen = settings(background=background)
+    example = next(dataset.evaluation_examples(chosen, test, views=1, seed=0))
+    np.testing.assert_allclose(example.images[0, 0, 0], value, atol=1e-6)
+
+
+def test_evaluation_does_not_depend_on_training_settings(directory):
+    test = RecordSet(directory, "test")
+    first = next(dataset.evaluation_examples(settings(), test, views=3, seed=1))
+    changed = settings(seed=9, batch_size=2, views_max=2, iterations_max=1)
+    second = next(dataset.evaluation_examples(changed, test, views=3, seed=1))
+    assert first.view_ids == second.view_ids
+    np.testing.assert_array_equal(first.images, second.images)
+
+
+def test_evaluation_views_depend_on_seed_and_id_alone():
+    drawn = {(s, i): evaluation_views(s, f"id-{i}", 24, 5) for s in range(30) for i in range(30)}
+    assert len(set(drawn.values())) == 900  # 24 * 23 * 22 * 21 * 20 is large
+    for (seed, index), views in drawn.items():
+        assert views == evaluation_views(seed, f"id-{index}", 24, 5)
+        assert len(set(views)) == 5 and min(views) >= 0 and max(views) < 24
+        assert evaluation_views(seed, f"id-{index}", 24, 3) == views[:3]
+    counts = np.bincount(np.concatenate(list(drawn.values())), minlength=24)
+    assert np.sum((counts - 187.5) ** 2 / 187.5) < 65  # chi square, 23 degrees: p < 1e-5
+
+
+def test_evaluation_views_are_the_same_for_ever():
+    """Results of other days are compared with new ones; these were drawn with NumPy 1.26."""
+    assert evaluation_views(0, "object-012", 6, 5) == (2, 0, 5, 1, 4)
+
+
+def test_draws_are_the_same_for_ever():
+    """A run may be resumed with another NumPy or TensorFlow; drawn with NumPy 1.26."""
+    drawn = draw(7, views_min=1, views_max=5)
+    assert (drawn.objects.tolist(), drawn.views.tolist(), drawn.iterations) == (
+        [4, 11, 1, 5, 3],
+        [[0, 4, 1], [5, 4, 0], [3, 4, 0], [2, 0, 3], [0, 1, 3]],
+        2,
+    )
+
+
+# --- Opening --------------------------------------------------------------------------------------
+
+
+def test_a_split_that_fits_is_opened(directory):
+    opened = dataset.open_split(settings(data=str(directory)), "train")
+    assert (len(opened), opened.split) == (12, "train")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"grid_size": 2}, "grids of side 32, the model makes 16 .*set grid_size=4"),
+        ({"image_size": 48}, "image_size=48 is above the records' 36 pixels"),
+        ({"views_max": 7}, "views_max=7, but the records hold 6 views.*at most 6"),
+    ],
+)
+def test_settings_that_do_not_fit_the_records_are_refused(directory, changes, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        dataset.open_split(settings(data=str(directory), **changes), "train")
+    assert isinstance(caught.value, UserError)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_records_are_refused(directory, tmp_path):
+    with pytest.raises(RecordError, match="no record directory"):
+        dataset.open_split(settings(data=str(tmp_path / "nowhere")), "train")
+    with pytest.raises(RecordError, match="no split 'validation'"):
+        dataset.open_split(settings(data=str(directory)), "validation")
+
+
+def test_the_embedded_set_is_called_demo_and_fits_the_default_ranges():
+    chosen = settings(data="demo", image_size=64)
+    assert dataset.record_directory(chosen).name == "demo"
+    train, test = (dataset.open_split(chosen, split) for split in ("train", "test"))
+    sources = [{entry.source for entry in split.objects} for split in (train, test)]
+    assert sources[0] and sources[1] and not sources[0] & sources[1]

@@ -49,16 +49,12 @@ class Mesh:
 def load_obj(files: Mapping[str, bytes], name: str) -> Mesh:
     """Read the OBJ file `name` with the materials and textures among `files`.
 
-    Raises `UnusableMesh` when it holds no face.
+    Raises `UnusableMesh` when it cannot be read or holds no face.
     """
-    archive: dict[str, Any] = {key: io.BytesIO(data) for key, data in files.items()}
-    scene: Any = trimesh.load(
-        io.BytesIO(files[name]),
-        file_type="obj",
-        resolver=trimesh.resolvers.ZipResolver(archive),
-        force="scene",
-        process=False,
-    )
+    try:
+        scene = _load_scene(files, name)
+    except Exception as error:  # whatever the reader stumbles over in somebody's file
+        raise UnusableMesh(f"cannot be read ({type(error).__name__}: {error})") from error
     parts = [part for part in scene.geometry.values() if len(getattr(part, "faces", ()))]
     if not parts:
         raise UnusableMesh("no faces")
@@ -67,6 +63,17 @@ def load_obj(files: Mapping[str, bytes], name: str) -> Mesh:
         uv=np.concatenate([_texture_coordinates(part) for part in parts]),
         material=np.repeat(np.arange(len(parts)), [len(part.faces) for part in parts]),
         materials=tuple(_material(part) for part in parts),
+    )
+
+
+def _load_scene(files: Mapping[str, bytes], name: str) -> Any:
+    archive: dict[str, Any] = {key: io.BytesIO(data) for key, data in files.items()}
+    return trimesh.load(
+        io.BytesIO(files[name]),
+        file_type="obj",
+        resolver=trimesh.resolvers.ZipResolver(archive),
+        force="scene",
+        process=False,
     )
 
 

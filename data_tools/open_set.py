@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from data_tools import (
     binvox,
@@ -34,6 +34,9 @@ from data_tools.layout import Model
 from data_tools.sweethome3d import CatalogueModel, Source
 from tfjoint import files
 from tfjoint.errors import UserError
+
+if TYPE_CHECKING:
+    from tfjoint import records
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +81,7 @@ def build(
     output: Path,
     split_list: Path | None = None,
     processes: int = 1,
-) -> Any:
+) -> records.Manifest:
     """Build the records of the open mesh set and return their manifest.
 
     Args:
@@ -235,7 +238,10 @@ def _build_models(
     ]
     work = functools.partial(build_model, root, config)
     results = _report_progress(_run(work, missing, processes), len(missing), what)
-    return [result for result in results if result is not None]
+    skipped = [result for result in results if result is not None]
+    for skip in skipped:
+        print(f"skipped {skip.model.key}: {skip.reason}", file=sys.stderr)
+    return skipped
 
 
 def _run(work: Callable, jobs: Sequence, processes: int) -> Iterable:

@@ -7,8 +7,10 @@ An .sh3f library is a zip file with `PluginFurnitureCatalog.properties` and a fo
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
+import lzma
 import re
 import shutil
 import subprocess
@@ -17,6 +19,7 @@ import tempfile
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple
@@ -33,6 +36,10 @@ UPSTREAM = "http://www.sweethome3d.com/importModels.jsp"
 CATALOGUE = "PluginFurnitureCatalog.properties"
 
 _LICENCES = (("public domain", "CC0"), ("creative commons attribution 3.0", "CC-BY-3.0"))
+_DAMAGE = (
+    *(tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error),
+    *(EOFError, OSError, ValueError),
+)
 _AR_MAGIC, _AR_HEADER = b"!<arch>\n", 60
 
 
@@ -164,8 +171,9 @@ def _extract(source: Path, directory: Path) -> Iterator[Path]:
                     with files.replacing(path) as temporary, temporary.open("wb") as target:
                         shutil.copyfileobj(content, target)
                     yield path
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
-        raise UserError(f"{source} cannot be unpacked ({error}): fetch it again") from error
+    except _DAMAGE as error:
+        reason = str(error).partition("\n")[0]  # tarfile lists every compression it tried
+        raise UserError(f"{source} cannot be unpacked ({reason}): fetch it again") from error
 
 
 def _zip_members(handle: BinaryIO) -> Iterator[tuple[str, BinaryIO]]:
@@ -266,10 +274,12 @@ def _read_member(library: Path, name: str) -> bytes:
         return archive.read(name)
 
 
-def _open(library: Path) -> zipfile.ZipFile:
+@contextlib.contextmanager
+def _open(library: Path) -> Iterator[zipfile.ZipFile]:
     try:
-        return zipfile.ZipFile(library)
-    except (OSError, zipfile.BadZipFile) as error:
+        with zipfile.ZipFile(library) as archive:
+            yield archive
+    except (OSError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(
             f"{library} is not a furniture library ({error}): fetch it again"
         ) from error

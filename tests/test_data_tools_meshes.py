@@ -60,6 +60,11 @@ def test_an_obj_without_faces_is_unusable(text):
         _load(text)
 
 
+def test_an_obj_that_cannot_be_read_is_unusable():
+    with pytest.raises(meshes.UnusableMesh, match="cannot be read"):
+        _load("v 0 0 0\nv a b c\nf 1 2 3\n")
+
+
 def test_a_prepared_chair_stands_upright_with_its_back_at_minus_x():
     mesh = meshes.prepare(furniture.box_mesh(*CHAIR.boxes), np.eye(3))
     low, high = _extent(mesh)

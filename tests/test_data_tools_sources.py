@@ -174,6 +174,21 @@ def test_damaged_libraries_are_refused(library, tmp_path):
         sweethome3d.read_folder(library, "test/absent/absent.obj")
 
 
+@pytest.mark.parametrize("kind", ["package", "library"])
+def test_flipped_bytes_inside_are_one_clear_error(kind, package, library, tmp_path):
+    original = {"package": package, "library": library}[kind]
+    before_damage = {"package": b"\xfd7zXZ", "library": b"v -1.0"}[kind]
+    data = bytearray(original.read_bytes())
+    at = data.index(before_damage) + 60
+    data[at : at + 8] = b"\x00\xff" * 4
+    damaged = tmp_path / original.name
+    damaged.write_bytes(data)
+    with pytest.raises(UserError, match="fetch it again") as caught:
+        library = sweethome3d.unpack(damaged, tmp_path / "out")[0]
+        sweethome3d.read_folder(library, "test/low/low.obj")
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     "lines", ["modelRotation##=1 0 0\n", "modelRotation##=a b c d e f g h i\n"]
 )

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.core.util import event_pb2
 
 from tfjoint import config, trainer
 
@@ -83,3 +84,22 @@ def assert_same_state(run: Path, other: Path) -> None:
     assert ours.keys() == theirs.keys()
     different = [n for n in ours if np.array(ours[n]).tobytes() != np.array(theirs[n]).tobytes()]
     assert not different
+
+
+def events(run: Path) -> list[tuple[int, str, str, np.ndarray]]:
+    """What TensorBoard would read of a run: (step, tag, plugin, value), in order."""
+    found = []
+    for path in sorted((run / "logs").glob("events.*")):
+        plugins: dict[str, str] = {}  # said only where a tag is written first
+        for raw in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
+            event = event_pb2.Event.FromString(raw)
+            for value in event.summary.value:
+                plugins.setdefault(value.tag, value.metadata.plugin_data.plugin_name)
+                content = tf.make_ndarray(value.tensor)
+                found.append((event.step, value.tag, plugins[value.tag], content))
+    return found
+
+
+def curve(run: Path, tag: str) -> dict[int, float]:
+    """The scalar `tag` of a run by step; where a step was repeated, its last value."""
+    return {step: float(value) for step, name, _, value in events(run) if name == tag}

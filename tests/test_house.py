@@ -23,7 +23,7 @@ ORDER = (
     "models",
     *("losses", "metrics"),
     *("bitstream", "voxels"),
-    *("checkpoint", "summaries", "trainer", "export"),
+    *("checkpoint", "summaries", "workers", "trainer", "export"),
     *("codec", "report"),
     *("entry", "evaluate", "train"),
 )

@@ -115,6 +115,16 @@ class Replicas(NamedTuple):
 ONE_REPLICA = Replicas()
 
 
+def rows_per_replica(config: Config, replicas: int) -> int:
+    """Return how many objects of a minibatch each replica gets. Raises `ConfigError`."""
+    if config.batch_size % replicas:
+        raise ConfigError(
+            f"batch_size={config.batch_size} cannot be shared by {replicas} replicas: "
+            f"use a multiple of {replicas}"
+        )
+    return config.batch_size // replicas
+
+
 def training_dataset(
     config: Config, records: RecordSet, start: int, stop: int, replicas: Replicas = ONE_REPLICA
 ) -> tf.data.Dataset:
@@ -127,12 +137,7 @@ def training_dataset(
       step: [] int32
       first_object: [] int32, row of the first object in the minibatch of all replicas
     """
-    if config.batch_size % replicas.total:
-        raise ConfigError(
-            f"batch_size={config.batch_size} cannot be shared by {replicas.total} replicas: "
-            f"use a multiple of {replicas.total}"
-        )
-    rows = config.batch_size // replicas.total
+    rows = rows_per_replica(config, replicas.total)
     manifest = records.manifest
 
     def fetch(element: np.ndarray) -> tuple:

@@ -63,12 +63,13 @@ def main(argv: Sequence[str]) -> None:
     print(describe(config, origins))
 
     # TensorFlow takes seconds to import; a mistake above should not wait for it.
-    from tfjoint import export, trainer
+    from tfjoint import export, trainer, workers
 
-    strategy = trainer.select_strategy()
+    strategy = workers.select_strategy()
     run = trainer.train(config, strategy, origins)
-    if trainer.is_chief(strategy):
+    if workers.is_chief(strategy):
         export.export_run(run)
+    workers.wait_for_all(strategy, run)
 
 
 def _tokens(arguments: Sequence[str], origin: str = COMMAND_LINE) -> Iterator[tuple[str, str, str]]:

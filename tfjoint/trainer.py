@@ -3,10 +3,10 @@
 Order of initialisation:
   1. strategy, before anything else touches a device
   2. determinism of the operations
-  3. records of the training split, verified
-  4. run directory: its config must be this config
-  5. model, optimizer (inside the strategy's scope)
-  6. newest checkpoint
+  3. records, verified
+  4. model, optimizer (inside the strategy's scope)
+  5. run directory: its config must be this config; nothing is written before
+  6. newest checkpoint; all workers must have found the same
   7. minibatches from the checkpoint's step on
 """
 
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Iterator, Mapping
 from itertools import islice
@@ -25,10 +24,16 @@ import numpy as np
 import tensorflow as tf
 
 from tfjoint import config as configuration
-from tfjoint import files, models, provenance
+from tfjoint import files, models, provenance, workers
 from tfjoint.checkpoint import Checkpoints
 from tfjoint.config import Config, ConfigError
-from tfjoint.dataset import Replicas, evaluation_examples, open_split, training_dataset
+from tfjoint.dataset import (
+    Replicas,
+    evaluation_examples,
+    open_split,
+    rows_per_replica,
+    training_dataset,
+)
 from tfjoint.errors import UserError
 from tfjoint.layers import BinarizerNoise
 from tfjoint.losses import loss_terms
@@ -41,23 +46,6 @@ PICTURED_OBJECTS = 3
 
 class NonFiniteError(UserError):
     """A loss term or the gradient is no longer a number."""
-
-
-def select_strategy() -> tf.distribute.Strategy:
-    """Return the strategy for what there is: machines of TF_CONFIG, GPUs, or one device."""
-    try:
-        cluster = json.loads(os.environ.get("TF_CONFIG", "{}")).get("cluster", {})
-    except (ValueError, AttributeError) as error:
-        raise ConfigError(
-            f"TF_CONFIG is not a JSON object ({error}): "
-            'it looks like {"cluster": {"worker": ["host:port", ...]}, '
-            '"task": {"type": "worker", "index": 0}}'
-        ) from error
-    if sum(map(len, cluster.values())) > 1:
-        return tf.distribute.MultiWorkerMirroredStrategy()
-    if len(tf.config.list_physical_devices("GPU")) > 1:
-        return tf.distribute.MirroredStrategy()
-    return tf.distribute.get_strategy()
 
 
 def train(
@@ -73,33 +61,36 @@ def train(
     """
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
-    records = open_split(config, "train")
-    run = Path(config.output)
-    claim_run_directory(run, config, records.data_sha256, origins or {}, is_chief(strategy))
+    records, test = open_split(config, "train"), open_split(config, "test")
+    rows_per_replica(config, strategy.num_replicas_in_sync)
     steps = total_steps(config, len(records))
     schedule = learning_rate_schedule(config, len(records))
+    run = Path(config.output)
+    with workers.all_needed(strategy, run):
+        with strategy.scope():
+            model = models.create(config)
+            optimizer = make_optimizer(config, schedule)
+            build_optimizer(optimizer, model.trainable_variables)
+        claim_run_directory(
+            run, config, records.data_sha256, origins or {}, workers.is_chief(strategy)
+        )
+        state = tf.train.Checkpoint(model=model, optimizer=optimizer)
+        checkpoints = Checkpoints(run / "checkpoints", state)
+        start = checkpoints.restore()
+        workers.require_agreement(strategy, config, records.data_sha256, start)
+        if start >= steps:
+            print(f"already trained: step {start} of {steps} in {run}")
+            return run
+        print(f"{'resuming at' if start else 'starting at'} step {start} of {steps} in {run}")
 
-    with strategy.scope():
-        model = models.create(config)
-        optimizer = make_optimizer(config, schedule)
-        if hasattr(optimizer, "build"):  # Keras 3 cannot make slots inside `strategy.run`
-            optimizer.build(model.trainable_variables)
-    state = tf.train.Checkpoint(model=model, optimizer=optimizer)
-    checkpoints = Checkpoints(run / "checkpoints", state)
-    start = checkpoints.restore()
-    if start >= steps:
-        print(f"already trained: step {start} of {steps} in {run}")
-        return run
-    print(f"{'resuming at' if start else 'starting at'} step {start} of {steps} in {run}")
-
-    results = _steps(config, strategy, model, optimizer, records, start, steps)
-    observer = _Observer(config, run, model) if is_chief(strategy) else None
-    for step, terms in enumerate(results, start + 1):
-        _require_finite(terms, step, checkpoints)
-        if observer:
-            observer.observe(step, steps, terms, float(schedule(step - 1)))
-            if step % config.checkpoint_every == 0 or step == steps:
-                checkpoints.save(step)
+        results = _steps(config, strategy, model, optimizer, records, start, steps)
+        observer = _Observer(config, run, model, test) if workers.is_chief(strategy) else None
+        for step, terms in enumerate(results, start + 1):
+            _require_finite(terms, step, checkpoints)
+            if observer:
+                observer.observe(step, steps, terms, float(schedule(step - 1)))
+                if step % config.checkpoint_every == 0 or step == steps:
+                    checkpoints.save(step)
     return run
 
 
@@ -112,7 +103,8 @@ def learning_rate_schedule(
     config: Config, objects: int
 ) -> tf.keras.optimizers.schedules.LearningRateSchedule:
     """Return the learning rate by step: halved at every epoch of `config.halve_at_epochs`."""
-    boundaries = [math.ceil(e * objects / config.batch_size) for e in config.halve_at_epochs]
+    # Keras takes the next rate only after the boundary, so that is the last step before the epoch.
+    boundaries = [math.ceil(e * objects / config.batch_size) - 1 for e in config.halve_at_epochs]
     rates = [config.learning_rate * 0.5**i for i in range(len(boundaries) + 1)]
     if not boundaries:  # which Keras does not take
         boundaries, rates = [0], rates * 2
@@ -127,6 +119,17 @@ def make_optimizer(
         return _lamb()(learning_rate=schedule)
     name = {"adam": "Adam", "adamw": "AdamW"}[config.optimizer]
     return getattr(tf.keras.optimizers, name)(learning_rate=schedule)
+
+
+def build_optimizer(optimizer: tf.keras.optimizers.Optimizer, variables: list[tf.Variable]) -> None:
+    """Make the optimizer's variables now, in the strategy's scope, and not in the first step.
+
+    Keras 3 cannot make them inside `strategy.run`; made in a step, they have it traced again.
+    """
+    if hasattr(optimizer, "build"):
+        optimizer.build(variables)
+    else:  # tensorflow-addons' LAMB is of Keras' older generation, which has no public way
+        optimizer._create_all_weights(variables)
 
 
 def claim_run_directory(
@@ -149,7 +152,10 @@ def claim_run_directory(
             )
         if old["versions"] != provenance.versions():
             print(f"note: {run} was started with {old['versions']}; results may differ in rounding")
-    elif run.exists() and any(run.iterdir()):
+    elif run.exists() and not run.is_dir():
+        raise ConfigError(f"{run} is not a directory: use another --run_dir")
+    # A config.json may be under way, in another worker or when this run was killed.
+    elif run.exists() and not all(map(files.is_temporary, run.iterdir())):
         raise ConfigError(
             f"{run} is not empty and has no {CONFIG_FILE}, so it is not a run of this program: "
             "use another --run_dir"
@@ -162,7 +168,12 @@ def claim_run_directory(
             "code_revision": provenance.code_revision(),
             "versions": provenance.versions(),
         }
-        files.write_json(path, description)
+        try:
+            files.write_json(path, description)
+        except OSError as error:
+            raise ConfigError(
+                f"{path} cannot be written ({error}): use another --run_dir"
+            ) from error
 
 
 def read_run(run: Path) -> dict[str, Any]:
@@ -240,9 +251,8 @@ def _require_finite(terms: Mapping[str, float], step: int, checkpoints: Checkpoi
 class _Observer:
     """Progress lines and TensorBoard; changes nothing in the run."""
 
-    def __init__(self, config: Config, run: Path, model: tf.keras.Model) -> None:
+    def __init__(self, config: Config, run: Path, model: tf.keras.Model, test: RecordSet) -> None:
         self._config = config
-        test = open_split(config, "test")
         examples = evaluation_examples(config, test, views=config.views_max, seed=config.seed)
         self._examples = list(islice(examples, PICTURED_OBJECTS))
         self._images = tf.stack([example.images for example in self._examples])
@@ -274,16 +284,6 @@ def progress_line(
     return (
         f"step {step:>{len(str(steps))}}/{steps}  {speed:5.1f} objects/s  {shown}  "
         f"ETA {minutes}:{seconds:02d}"
-    )
-
-
-def is_chief(strategy: tf.distribute.Strategy) -> bool:
-    """Return whether this process writes the run's files: one of all workers does."""
-    resolver = strategy.cluster_resolver
-    if resolver is None or not resolver.task_type:
-        return True
-    return resolver.task_type == "chief" or (
-        resolver.task_id == 0 and "chief" not in resolver.cluster_spec().jobs
     )
 
 

@@ -18,9 +18,6 @@ from tfjoint.layers import (
     initializers,
 )
 
-# Keras 2.14 hands a float to random.randint when it draws the seed of an initializer.
-pytestmark = pytest.mark.filterwarnings("ignore:non-integer arguments to randrange")
-
 
 def normal(seed: int, *shape: int) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)

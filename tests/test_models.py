@@ -12,9 +12,6 @@ from tfjoint.layers import BinarizerNoise, UpConv3D
 from tfjoint.losses import loss_terms
 from tfjoint.models import Compression, Direct, VoxelDecoder
 
-# Keras 2.14 hands a float to random.randint when it draws the seed of an initializer.
-pytestmark = pytest.mark.filterwarnings("ignore:non-integer arguments to randrange")
-
 SMOKE = {"profile": "smoke"}
 SIZE = 32
 

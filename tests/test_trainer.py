@@ -199,7 +199,7 @@ def test_every_weight_is_in_the_checkpoint(data, finished):
     saved = {np.array(value).tobytes() for value in runs.state(finished).values()}
     model = models.create(runs.settings(data, finished, seed=1))
     fresh = {weight.tobytes() for weight in model.get_weights()}
-    state = tf.train.Checkpoint(model=model)
+    state = tf.train.Checkpoint(weights=models.variables(model))
     trainer.Checkpoints(finished / "checkpoints", state).restore(partial=True)
     weights = [weight.tobytes() for weight in model.get_weights()]
     assert set(weights) <= saved

@@ -47,5 +47,5 @@ def _view(sides: np.ndarray, colour: np.ndarray, shade: float) -> bytes:
     pixels = np.zeros((SIZE, SIZE, 4), np.uint8)
     pixels[18 - sides[0] : 18 + sides[0], 18 - sides[1] : 18 + sides[1]] = [*(colour * shade), 255]
     stream = io.BytesIO()
-    Image.fromarray(pixels, "RGBA").save(stream, "PNG")
+    Image.fromarray(pixels).save(stream, "PNG")
     return stream.getvalue()

@@ -43,9 +43,11 @@ def open_split(config: Config, split: str) -> RecordSet:
     records = RecordSet(record_directory(config), split)
     manifest = records.manifest
     if manifest.voxel_size != config.voxel_size:
+        size, rest = divmod(manifest.voxel_size, 8)
+        advice = "use other records" if rest else f"set grid_size={size}"
         raise ConfigError(
             f"the records hold grids of side {manifest.voxel_size}, the model makes "
-            f"{config.voxel_size} = 8 x grid_size: set grid_size={manifest.voxel_size // 8}"
+            f"{config.voxel_size} = 8 x grid_size: {advice}"
         )
     if manifest.image_size < config.image_size:
         raise ConfigError(

@@ -52,6 +52,8 @@ class Protocol:
 def evaluate(export: Path, config: Config, description: dict, protocol: Protocol) -> dict:
     """Return {"rows": one result per number of iterations, "baselines": ...} of an export.
 
+    L_comp and PSNR are of the images as the export decodes them, clipped to [0, 1].
+
     Args:
       export: directory of one version.
       config: the export's config; `data` says where the records are.
@@ -175,7 +177,7 @@ def _row(
             },
         },
         "l_3d": float(metrics.cross_entropy(probabilities, truth).mean()),
-        "average_precision": float(np.mean(precision)),
+        "average_precision": _mean_of_defined(precision),
         "l_comp": float(np.mean([result["l_comp"][:, :iterations] for result in measured])),
         "psnr_db": float(np.mean([result["psnr"][:, iterations - 1] for result in measured])),
         "objects": [
@@ -192,6 +194,12 @@ def _row(
 
 def _mean_std(ious: np.ndarray) -> dict[str, float]:
     return {"mean": float(ious.mean()), "std": float(ious.std()), "objects": len(ious)}
+
+
+def _mean_of_defined(values: Sequence[float]) -> float | None:
+    # An empty grid has no average precision, and JSON has no NaN.
+    defined = [value for value in values if not np.isnan(value)]
+    return float(np.mean(defined)) if defined else None
 
 
 def _best_ious(truth: np.ndarray, training: np.ndarray) -> np.ndarray:

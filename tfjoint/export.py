@@ -47,8 +47,7 @@ class Signatures(tf.Module):
 
     def __init__(self, model: tf.keras.Model, config: Config) -> None:
         super().__init__()
-        # Keras 3 wraps a tf.Variable, Keras 2 uses it as it is.
-        self.weights = [v if isinstance(v, tf.Variable) else v.value for v in model.variables]
+        self.weights = models.variables(model)
         size, side = config.image_size, model.code_side
         images = tf.TensorSpec([None, None, size, size, 3], tf.float32, "images")
         codes = tf.TensorSpec(
@@ -91,7 +90,8 @@ def export_run(run: Path) -> Path:
     description = read_run(run)
     config = Config.from_json(description["config"])
     model = models.create(config)
-    step = Checkpoints(run / "checkpoints", tf.train.Checkpoint(model=model)).restore(partial=True)
+    weights = tf.train.Checkpoint(weights=models.variables(model))
+    step = Checkpoints(run / "checkpoints", weights).restore(partial=True)
     if not step:
         raise ExportError(f"{run} has no checkpoint to export: train it first")
     description |= {"step": step, "weights_sha256": weights_sha256(model)}

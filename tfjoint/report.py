@@ -19,7 +19,7 @@ def table(results: Mapping[str, Any]) -> str:
         f"{row['iterations']:>4}  {_rate(row):>7}  {row['bits_per_view']:>9}"
         f"  {row['iou']['mean']:.3f} +- {row['iou']['std']:.3f}"
         f"  {row['iou']['class_mean']:>9.3f}   {row['iou']['pooled_6']:.3f}"
-        f"  {row['average_precision']:.3f}   {row['l_comp']:.3f}  {row['psnr_db']:5.2f} dB"
+        f"  {_or_dash(row['average_precision'])}   {row['l_comp']:.3f}  {row['psnr_db']:5.2f} dB"
         for row in rows
     ]
     shape, nearest = baselines["mean_shape"], baselines["best_training_grid"]
@@ -34,3 +34,7 @@ def table(results: Mapping[str, Any]) -> str:
 
 def _rate(row: Mapping[str, Any]) -> str:
     return f"{row['rate']['nominal']:.4g}:1"
+
+
+def _or_dash(value: float | None) -> str:
+    return "    -" if value is None else f"{value:.3f}"

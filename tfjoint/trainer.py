@@ -74,7 +74,7 @@ def train(
         claim_run_directory(
             run, config, records.data_sha256, origins or {}, workers.is_chief(strategy)
         )
-        state = tf.train.Checkpoint(model=model, optimizer=optimizer)
+        state = tf.train.Checkpoint(weights=models.variables(model), optimizer=optimizer)
         checkpoints = Checkpoints(run / "checkpoints", state)
         start = checkpoints.restore()
         workers.require_agreement(strategy, config, records.data_sha256, start)
@@ -258,18 +258,21 @@ class _Observer:
         self._images = tf.stack([example.images for example in self._examples])
         self._summaries = Summaries(run / "logs", self._examples)
         self._run_model = tf.function(model)
-        self._since, self._steps_since, self._first = time.monotonic(), 0, True
+        self._since, self._first = time.monotonic(), True
+        self._terms_since: list[Mapping[str, float]] = []  # since the last progress line
 
     def observe(self, step: int, steps: int, terms: Mapping[str, float], rate: float) -> None:
-        self._steps_since += 1
+        self._terms_since.append(terms)
         if step % self._config.log_every == 0 or step == steps or self._first:
-            seconds = time.monotonic() - self._since
-            speed = self._config.batch_size * self._steps_since / seconds
-            left = (steps - step) * seconds / self._steps_since
-            print(progress_line(step, steps, speed, terms, left), flush=True)
-            values = {**terms, "learning_rate": rate, "objects_per_second": speed}
+            seconds, count = time.monotonic() - self._since, len(self._terms_since)
+            speed = self._config.batch_size * count / seconds
+            left = (steps - step) * seconds / count
+            # Minibatches differ in views, iterations and objects: only a mean shows a trend.
+            means = {n: float(np.mean([t[n] for t in self._terms_since])) for n in terms}
+            print(progress_line(step, steps, speed, means, left), flush=True)
+            values = {**means, "learning_rate": rate, "objects_per_second": speed}
             self._summaries.scalars(step, values)
-            self._since, self._steps_since, self._first = time.monotonic(), 0, False
+            self._since, self._terms_since, self._first = time.monotonic(), [], False
         if step % self._config.picture_every == 0 or step == steps:
             iterations = tf.constant(self._config.iterations_max)
             self._summaries.pictures(step, self._run_model(self._images, iterations=iterations))

@@ -12,7 +12,7 @@ from tfjoint.models.voxel_decoder import VoxelDecoder
 
 MODELS = {"direct": Direct}
 
-__all__ = ["MODELS", "Compression", "Direct", "Output", "VoxelDecoder", "create"]
+__all__ = ["MODELS", "Compression", "Direct", "Output", "VoxelDecoder", "create", "variables"]
 
 
 def create(config: Config) -> tf.keras.Model:
@@ -29,3 +29,13 @@ def create(config: Config) -> tf.keras.Model:
     finally:
         tf.keras.mixed_precision.set_global_policy(previous)
     return model
+
+
+def variables(model: tf.keras.Model) -> list[tf.Variable]:
+    """Return all variables of a built model, in order, as TensorFlow's own.
+
+    Checkpoints and exports hold this list: what they find by following a model's attributes
+    differs between Keras 2 and Keras 3, which hides the lists of a layer.
+    """
+    # Keras 3 wraps a tf.Variable, Keras 2 uses it as it is.
+    return [v if isinstance(v, tf.Variable) else v.value for v in model.variables]

@@ -54,21 +54,23 @@ class Signatures(tf.Module):
             [None, None, None, side, side, config.code_channels], tf.int8, "codes"
         )
         iterations = tf.TensorSpec([], tf.int32, "iterations")
+        empty = "codes must hold at least one object, one view and one iteration"
 
         @tf.function(input_signature=[images, iterations])
         def encode(images, iterations):
-            _require(tf.reduce_all((images >= 0) & (images <= 1)), "images must be in [0, 1]")
-            _require(iterations >= 1, "iterations must be at least 1")
+            in_range = tf.reduce_all((images >= 0) & (images <= 1))  # which NaN is not
+            images = _require(images, in_range, "images must be in [0, 1]")
+            iterations = _require(iterations, iterations >= 1, "iterations must be at least 1")
             return {"codes": tf.cast(model.encode(images, iterations), tf.int8)}
 
         @tf.function(input_signature=[codes])
         def reconstruct(codes):
-            _require(tf.size(codes) > 0, "codes must hold at least one view and one iteration")
+            codes = _require(codes, tf.size(codes) > 0, empty)
             return {"occupancy": tf.sigmoid(model.occupancy(codes))}
 
         @tf.function(input_signature=[codes])
         def decode(codes):
-            _require(tf.size(codes) > 0, "codes must hold at least one view and one iteration")
+            codes = _require(codes, tf.size(codes) > 0, empty)
             return {"images": tf.clip_by_value(model.decode(codes), 0, 1)}
 
         self.encode, self.reconstruct, self.decode = encode, reconstruct, decode
@@ -119,12 +121,17 @@ def latest_version(root: Path) -> Path | None:
 def read_description(export: Path) -> dict[str, Any]:
     """Return what an export says of itself. Raises `ExportError`."""
     try:
-        return json.loads((export / DESCRIPTION).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        description = json.loads((export / DESCRIPTION).read_text(encoding="utf-8"))
+        Config.from_json(description["config"])
+        known = {"step", "data_sha256", "weights_sha256", "code_revision", "versions"}
+        if missing := known - set(description):
+            raise ValueError(f"lacks {', '.join(sorted(missing))}")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ExportError(
             f"{export} is not an export of tfjoint ({error}): give the directory that holds "
             "saved_model.pb, or the one above its versions"
         ) from error
+    return description
 
 
 def weights_sha256(model: tf.keras.Model) -> str:
@@ -193,5 +200,7 @@ def _real_images(config: Config) -> np.ndarray:
     return np.stack([example.images for example in islice(examples, CHECKED_OBJECTS)])
 
 
-def _require(condition: tf.Tensor, message: str) -> None:
-    tf.debugging.Assert(condition, [message])
+def _require(value: tf.Tensor, condition: tf.Tensor, message: str) -> tf.Tensor:
+    # Without the dependency, an operation on `value` may fail first, with a message of its own.
+    with tf.control_dependencies([tf.debugging.Assert(condition, [message])]):
+        return tf.identity(value)

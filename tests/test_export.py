@@ -1,0 +1,344 @@
+"""The SavedModel of a run: what it computes, what it needs, what it says of itself."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import runs
+import tensorflow as tf
+import tiny
+
+from tfjoint import dataset, export, models, provenance, records
+from tfjoint.config import Config
+from tfjoint.errors import UserError
+from tfjoint.export import ExportError, Signatures
+
+pytest_plugins = ("trained",)
+pytestmark = pytest.mark.usefixtures("own_determinism")
+
+SIDE, BITS = 2, 16  # of a code of 32 x 32 pixels: height and width, M
+
+
+@pytest.fixture(scope="module")
+def loaded(exported):
+    return tf.saved_model.load(str(exported))
+
+
+@pytest.fixture(scope="module")
+def model(finished) -> tf.keras.Model:
+    """The trained model itself, restored without the export's code."""
+    config = Config.from_json(json.loads((finished / "config.json").read_text())["config"])
+    made = models.create(config)
+    path = finished / "checkpoints" / f"step-{runs.STEPS:08d}" / "state"
+    status = tf.train.Checkpoint(weights=models.variables(made)).read(str(path))
+    status.assert_existing_objects_matched().expect_partial()
+    return made
+
+
+def images(objects: int = 2, views: int = 3, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).random((objects, views, 32, 32, 3), np.float32)
+
+
+def encode(loaded, batch: np.ndarray, iterations: int) -> tf.Tensor:
+    signature = loaded.signatures["encode"]
+    return signature(images=tf.constant(batch), iterations=tf.constant(iterations))["codes"]
+
+
+def reconstruct(loaded, codes) -> np.ndarray:
+    return loaded.signatures["reconstruct"](codes=tf.constant(codes))["occupancy"].numpy()
+
+
+def decode(loaded, codes) -> np.ndarray:
+    return loaded.signatures["decode"](codes=tf.constant(codes))["images"].numpy()
+
+
+# --- What it computes -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("objects", "views", "iterations"), [(1, 1, 1), (2, 3, 4), (1, 5, 2), (3, 1, 9)]
+)
+def test_any_number_of_objects_views_and_iterations(loaded, model, objects, views, iterations):
+    batch = images(objects, views)
+    codes = encode(loaded, batch, iterations)
+    assert codes.dtype == tf.int8
+    assert codes.shape == (objects, views, iterations, SIDE, SIDE, BITS)
+    assert set(np.unique(codes)) <= {-1, 1}
+    output = model(tf.constant(batch), iterations=iterations)
+    np.testing.assert_array_equal(codes, output.codes)
+
+    occupancy = reconstruct(loaded, codes)
+    assert occupancy.shape == (objects, 32, 32, 32) and occupancy.dtype == np.float32
+    logits = output.logits.numpy().astype(np.float64)
+    np.testing.assert_allclose(occupancy, 1 / (1 + np.exp(-logits)), atol=1e-6)
+
+    decoded = decode(loaded, codes)
+    assert decoded.shape == (objects, views, iterations, 32, 32, 3) and decoded.dtype == np.float32
+    np.testing.assert_allclose(decoded, np.clip(output.decoded, 0, 1), atol=1e-6)
+
+
+def test_decoded_images_are_clipped(loaded):
+    many = np.ones((1, 1, 60, SIDE, SIDE, BITS), np.int8)
+    decoded = decode(loaded, many)
+    assert decoded.min() >= 0 and decoded.max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("pixel", "iterations", "words"),
+    [
+        (1.01, 1, "images must be in"),
+        (-0.01, 1, "images must be in"),
+        (np.nan, 1, "images must be in"),
+        (np.inf, 1, "images must be in"),
+        (0.5, 0, "iterations must be at least 1"),
+        (0.5, -1, "iterations must be at least 1"),
+    ],
+)
+def test_encode_refuses_what_is_out_of_range(loaded, pixel, iterations, words):
+    batch = images()
+    batch[1, 2, 31, 31, 2] = pixel
+    with pytest.raises(tf.errors.InvalidArgumentError, match=words):
+        encode(loaded, batch, iterations)
+
+
+@pytest.mark.parametrize("name", ["reconstruct", "decode"])
+@pytest.mark.parametrize("views_iterations", [(0, 1), (1, 0)])
+def test_codes_without_views_or_iterations_are_refused(loaded, name, views_iterations):
+    codes = tf.zeros((1, *views_iterations, SIDE, SIDE, BITS), tf.int8)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="at least one object, one view"):
+        loaded.signatures[name](codes=codes)
+
+
+def test_images_of_another_size_are_refused(loaded):
+    with pytest.raises((ValueError, TypeError, tf.errors.InvalidArgumentError)):
+        encode(loaded, np.zeros((1, 1, 64, 64, 3), np.float32), 1)
+
+
+# --- What it needs --------------------------------------------------------------------------------
+
+
+def test_it_holds_only_operations_of_tensorflow_itself(exported):
+    """Compared with what TensorFlow registers in a process that imports nothing else."""
+    code = (
+        "import json, tensorflow as tf; from tensorflow.python.framework import op_def_registry;"
+        "from tensorflow.core.protobuf import saved_model_pb2 as s; import sys;"
+        "graph = s.SavedModel.FromString(open(sys.argv[1], 'rb').read()).meta_graphs[0].graph_def;"
+        "functions = graph.library.function;"
+        "ops = {n.op for n in graph.node} | {n.op for f in functions for n in f.node_def};"
+        "own = {f.signature.name for f in functions};"
+        "print(json.dumps([sorted(ops - own),"
+        " sorted(o for o in ops - own if op_def_registry.get(o) is None)]))"
+    )
+    command = [sys.executable, "-I", "-c", code, str(exported / "saved_model.pb")]
+    result = subprocess.run(command, capture_output=True, text=True, env=runs.environment())
+    assert result.returncode == 0, result.stderr
+    ops, unknown = json.loads(result.stdout)
+    assert {"Conv2D", "Conv3D", "MatMul"} <= set(ops)
+    assert not unknown
+    assert not {"PyFunc", "EagerPyFunc", "PyFuncStateless"} & set(ops)
+
+
+def test_its_layout_is_that_of_tensorflow_serving(exported, finished):
+    assert exported == finished / "export" / "1"
+    assert [path.name for path in exported.parent.iterdir()] == ["1"]
+    assert (exported / "saved_model.pb").is_file()
+    signatures = tf.saved_model.load(str(exported)).signatures
+    described = {
+        name: (
+            {n: (s.dtype, s.shape.as_list()) for n, s in f.structured_input_signature[1].items()},
+            {n: s.dtype for n, s in f.structured_outputs.items()},
+        )
+        for name, f in signatures.items()
+    }
+    codes = {"codes": (tf.int8, [None, None, None, SIDE, SIDE, BITS])}
+    assert described == {
+        "encode": (
+            {
+                "images": (tf.float32, [None, None, 32, 32, 3]),
+                "iterations": (tf.int32, []),
+            },
+            {"codes": tf.int8},
+        ),
+        "reconstruct": (codes, {"occupancy": tf.float32}),
+        "decode": (codes, {"images": tf.float32}),
+    }
+
+
+def test_it_holds_each_weight_once(exported, model):
+    reader = tf.train.load_checkpoint(str(exported / "variables" / "variables"))
+    names = [n for n in reader.get_variable_to_shape_map() if n.endswith("VARIABLE_VALUE")]
+    assert len(names) == len(model.variables)
+
+
+# --- What it says of itself -----------------------------------------------------------------------
+
+
+def test_it_says_what_it_is_of(data, exported, finished, model):
+    description = json.loads((exported / "assets.extra" / "tfjoint.json").read_text())
+    assert description == export.read_description(exported)
+    assert description["config"] == runs.settings(data, finished, checkpoint_every=2).to_json()
+    assert description["step"] == runs.STEPS
+    assert description["data_sha256"] == records.manifest_sha256(data)
+    assert description["code_revision"] == provenance.code_revision()
+    assert description["versions"]["tensorflow"] == tf.__version__
+    assert description["weights_sha256"] == export.weights_sha256(model)
+
+
+def test_the_digest_of_weights_depends_on_every_weight_and_their_order(model):
+    class Weights:
+        def __init__(self, *values: np.ndarray) -> None:
+            self.get_weights = lambda: list(values)
+
+    first, second = np.zeros(3, np.float32), np.ones(3, np.float32)
+    nearly = second.copy()
+    nearly[2] = np.nextafter(np.float32(1), np.float32(2))
+    digests = [
+        export.weights_sha256(Weights(*values))
+        for values in ((first, second), (second, first), (first, nearly), (first,))
+    ]
+    assert len(set(digests)) == 4
+    assert export.weights_sha256(Weights(first, second.copy())) == digests[0]
+
+
+# --- Versions -------------------------------------------------------------------------------------
+
+
+def test_the_newest_version_is_the_highest_number(tmp_path):
+    assert export.latest_version(tmp_path / "missing") is None
+    for name in ("2", "10", "9", "latest", ".11.99.tmp"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "12").touch()
+    assert export.latest_version(tmp_path) == tmp_path / "10"
+
+
+def test_one_checkpoint_is_exported_once_and_the_next_gets_the_next_number(
+    data, tmp_path, exported, finished, capsys
+):
+    run = shutil.copytree(finished, tmp_path / "run")
+    first = run / "export" / "1"
+    assert export.export_run(run) == first
+    assert "already exported" in capsys.readouterr().out
+    runs.train(data, run, steps=runs.STEPS + 1)
+    second = export.export_run(run)
+    assert second == run / "export" / "2"
+    assert [path.name for path in sorted((run / "export").iterdir())] == ["1", "2"]
+    descriptions = [export.read_description(path) for path in (first, second)]
+    assert [description["step"] for description in descriptions] == [runs.STEPS, runs.STEPS + 1]
+    assert descriptions[0]["weights_sha256"] != descriptions[1]["weights_sha256"]
+
+
+def test_a_run_without_a_checkpoint_cannot_be_exported(tmp_path, finished):
+    (tmp_path / "config.json").write_text((finished / "config.json").read_text())
+    with pytest.raises(ExportError, match="has no checkpoint to export: train it first"):
+        export.export_run(tmp_path)
+    with pytest.raises(UserError, match=r"config\.json is missing"):
+        export.export_run(tmp_path / "missing")
+
+
+@pytest.mark.parametrize("text", [None, "", "{", "[]", "{}", '{"config": {}, "step": 1}'])
+def test_a_directory_that_says_nothing_of_itself_is_refused(tmp_path, text):
+    if text is not None:
+        (tmp_path / "assets.extra").mkdir()
+        (tmp_path / "assets.extra" / "tfjoint.json").write_text(text)
+    with pytest.raises(ExportError, match="is not an export of tfjoint") as caught:
+        export.read_description(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+# --- The check before it counts -------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def signatures(finished, model) -> Signatures:
+    config = Config.from_json(json.loads((finished / "config.json").read_text())["config"])
+    return Signatures(model, config)
+
+
+@pytest.mark.slow
+def test_the_check_passes_for_the_model_itself(exported, signatures):
+    export.check_export(exported, signatures, images())
+
+
+@pytest.mark.slow
+def test_the_check_refuses_the_export_of_another_model(data, exported, finished):
+    config = runs.settings(data, finished, seed=1)
+    other = Signatures(models.create(config), config)
+    with pytest.raises(ExportError, match=r"differs from the model in codes: by 2.*nothing was"):
+        export.check_export(exported, other, images())
+
+
+@pytest.mark.slow
+def test_the_check_sees_a_small_change_of_one_weight(exported, signatures):
+    """Of the last bias, so that the probabilities alone differ, and hardly."""
+    bias = signatures.weights[-1]
+    trained = bias.numpy()
+    assert trained.shape == (2,)
+    try:
+        bias.assign(trained + np.array([0, 1e-4], np.float32))
+        with pytest.raises(ExportError, match="differs from the model in occupancy: by 2.*e-05"):
+            export.check_export(exported, signatures, images())
+    finally:
+        bias.assign(trained)
+
+
+@pytest.mark.slow
+def test_the_check_refuses_tampered_weights(tmp_path, exported, signatures):
+    copy = shutil.copytree(exported, tmp_path / "export")
+    (path,) = (copy / "variables").glob("variables.data-*")
+    bias = signatures.weights[-1].numpy()
+    content = path.read_bytes()
+    assert content.count(bias.tobytes()) == 1
+    path.write_bytes(content.replace(bias.tobytes(), (bias + 1).tobytes()))
+    # TensorFlow's own checksum may notice before the outputs are compared.
+    with pytest.raises(ExportError, match=r"differs from the model|does not load"):
+        export.check_export(copy, signatures, images())
+
+
+@pytest.mark.slow
+def test_the_check_refuses_an_export_that_does_not_load(tmp_path, exported, signatures):
+    copy = shutil.copytree(exported, tmp_path / "export")
+    (copy / "saved_model.pb").write_bytes((copy / "saved_model.pb").read_bytes()[:1000])
+    with pytest.raises(ExportError, match="does not load without tfjoint"):
+        export.check_export(copy, signatures, images())
+
+
+def test_what_fails_the_check_gets_no_version(tmp_path, finished, monkeypatch):
+    def refuse(path: Path, *_) -> None:
+        assert (path / "saved_model.pb").is_file()
+        raise ExportError("differs")
+
+    run = shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns("export"))
+    monkeypatch.setattr(export, "check_export", refuse)
+    with pytest.raises(ExportError, match="differs"):
+        export.export_run(run)
+    assert list((run / "export").iterdir()) == []
+
+
+def test_the_check_looks_at_real_images_of_the_test_split(data, finished):
+    config = runs.settings(data, finished)
+    batch = export._real_images(config)
+    assert batch.shape == (2, 3, 32, 32, 3)
+    examples = dataset.evaluation_examples(config, records.RecordSet(data, "test"), 3, 0)
+    np.testing.assert_array_equal(batch[0], next(examples).images)
+    assert tiny.VIEWS >= 3
+
+
+# --- Mixed precision ------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_run_in_mixed_precision_is_exported_too(data, tmp_path):
+    run = runs.train(data, tmp_path / "run", steps=2, precision="mixed_bfloat16")
+    path = export.export_run(run)
+    loaded = tf.saved_model.load(str(path))
+    codes = encode(loaded, images(), 2)
+    occupancy, decoded = reconstruct(loaded, codes), decode(loaded, codes)
+    assert occupancy.dtype == decoded.dtype == np.float32
+    assert 0 < occupancy.min() and occupancy.max() < 1
+    assert export.read_description(path)["config"]["precision"] == "mixed_bfloat16"

@@ -84,6 +84,7 @@ def evaluate(export: Path, config: Config, description: dict, protocol: Protocol
         "steps": description["step"],
         "weights_sha256": description["weights_sha256"],
         "trained_by": description["code_revision"],
+        "trained_on_sha256": description["data_sha256"],
         "code_revision": provenance.code_revision(),
         "versions": provenance.versions(),
         "machine": provenance.machine(),
@@ -133,7 +134,13 @@ def _measure(export: Path, examples: Sequence[Example], iterations: int) -> Iter
     """Yield, per object, occupancy [T, D, D, D], L_comp [V, T] and PSNR [V, T]."""
     import tensorflow as tf
 
-    signatures = tf.saved_model.load(str(export)).signatures
+    from tfjoint.export import ExportError
+
+    try:
+        signatures = tf.saved_model.load(str(export)).signatures
+    except Exception as error:  # of many kinds, from OSError to IndexError
+        reason = str(error).splitlines()[0][:200]
+        raise ExportError(f"{export} is damaged ({reason}): export the run again") from error
     for example in examples:
         images = tf.constant(example.images[np.newaxis])
         codes = signatures["encode"](images=images, iterations=tf.constant(iterations))["codes"]
@@ -210,7 +217,8 @@ def _best_ious(truth: np.ndarray, training: np.ndarray) -> np.ndarray:
         grids = block.astype(np.float32)
         intersection = test @ grids.T
         union = test.sum(1)[:, None] + grids.sum(1) - intersection
-        best = np.maximum(best, (intersection / np.maximum(union, 1)).max(axis=1))
+        ious = np.where(union == 0, 1, intersection / np.maximum(union, 1))
+        best = np.maximum(best, ious.max(axis=1))
     return best
 
 
@@ -248,8 +256,11 @@ def main(argv: Sequence[str]) -> None:
     protocol = Protocol(values.split, values.views, iterations, values.seed)
     results = evaluate(export, config, description, protocol)
     output = Path(values.output or export.parent.parent / "results.json")
-    files.write_json(output, results)
     print(report.table(results))
+    try:
+        files.write_json(output, results)
+    except OSError as error:
+        raise ConfigError(f"{output} cannot be written ({error}): give another --output") from error
     print(f"results: {output}")
 
 

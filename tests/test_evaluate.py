@@ -1,0 +1,420 @@
+"""Results of an export, against an evaluation written a second time."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import runs
+import tensorflow as tf
+import tiny
+from absl import flags
+from PIL import Image
+
+from tfjoint import entry, evaluate, export, provenance, records
+from tfjoint.config import Config
+from tfjoint.errors import UserError
+from tfjoint.evaluate import Protocol
+
+pytest_plugins = ("trained",)
+pytestmark = pytest.mark.usefixtures("own_determinism")
+
+VIEWS, ITERATIONS, SEED = 2, 3, 5
+TEST_OBJECTS = 5
+SIDE = 32
+
+
+@pytest.fixture(scope="module")
+def config(exported) -> Config:
+    return Config.from_json(export.read_description(exported)["config"])
+
+
+@pytest.fixture(scope="module")
+def results(exported, config) -> dict:
+    """What the command writes, after its way through JSON."""
+    description = export.read_description(exported)
+    protocol = Protocol(views=VIEWS, iterations=ITERATIONS, seed=SEED)
+    return json.loads(json.dumps(evaluate.evaluate(exported, config, description, protocol)))
+
+
+@pytest.fixture(scope="module")
+def rows(results) -> list[dict]:
+    return results["rows"]
+
+
+# --- The second evaluation ------------------------------------------------------------------------
+
+
+def split(data: Path, name: str) -> list[records.ObjectRecord]:
+    opened = records.RecordSet(data, name)
+    return [opened.record(index) for index in range(len(opened))]
+
+
+def view(png: bytes) -> np.ndarray:
+    """[32, 32, 3] in [0, 1]: the middle of a stored view over black."""
+    rgba = np.asarray(Image.open(io.BytesIO(png)), np.float64) / 255
+    margin = (tiny.SIZE - SIDE) // 2
+    middle = rgba[margin : margin + SIDE, margin : margin + SIDE]
+    return (middle[..., :3] * middle[..., 3:]).astype(np.float32)
+
+
+def overlap(found: np.ndarray, truth: np.ndarray) -> float:
+    both, either = int((found & truth).sum()), int((found | truth).sum())
+    return both / either if either else 1.0
+
+
+@pytest.fixture(scope="module")
+def again(data, exported, rows) -> list[list[dict]]:
+    """Per number of iterations and object: what the signatures make of it, one object at a time.
+
+    Every number of iterations is encoded anew, where the command takes a part of the longest code.
+    """
+    signatures = tf.saved_model.load(str(exported)).signatures
+    table = []
+    for iterations in range(1, ITERATIONS + 1):
+        measured = []
+        for record, entry_ in zip(split(data, "test"), rows[0]["objects"]):
+            images = np.stack([view(record.views[index]) for index in entry_["views"]])
+            codes = signatures["encode"](
+                images=tf.constant(images[None]), iterations=tf.constant(iterations)
+            )["codes"]
+            measured.append(
+                {
+                    "record": record,
+                    "images": images,
+                    "codes": codes.numpy()[0],
+                    "occupancy": signatures["reconstruct"](codes=codes)["occupancy"].numpy()[0],
+                    "decoded": signatures["decode"](codes=codes)["images"].numpy()[0],
+                }
+            )
+        table.append(measured)
+    return table
+
+
+def test_a_code_is_the_beginning_of_a_longer_one(again):
+    """Why one encoding with the most iterations is enough for all rates."""
+    for fewer, more in zip(again, again[1:]):
+        for short, long in zip(fewer, more):
+            iterations = short["codes"].shape[1]
+            np.testing.assert_array_equal(short["codes"], long["codes"][:, :iterations])
+            np.testing.assert_allclose(short["decoded"], long["decoded"][:, :iterations], atol=1e-6)
+
+
+def test_iou_per_object_mean_and_std(rows, again):
+    for row, measured in zip(rows, again):
+        ious = [overlap(m["occupancy"] >= 0.4, m["record"].voxels) for m in measured]
+        assert [o["iou"] for o in row["objects"]] == pytest.approx(ious, abs=2e-4)
+        mean = sum(ious) / len(ious)
+        assert row["iou"]["mean"] == pytest.approx(mean, abs=2e-4)
+        std = math.sqrt(sum((iou - mean) ** 2 for iou in ious) / len(ious))
+        assert row["iou"]["std"] == pytest.approx(std, abs=2e-4)
+        assert row["threshold"] == 0.4
+
+
+def test_iou_per_class_and_mean_of_classes(rows):
+    for row in rows:
+        classes: dict[str, list[float]] = {}
+        for entry_ in row["objects"]:
+            classes.setdefault(entry_["category"], []).append(entry_["iou"])
+        assert sorted(classes) == ["box", "slab"]
+        means = {name: sum(ious) / len(ious) for name, ious in classes.items()}
+        assert row["iou"]["per_class"] == pytest.approx(means)
+        assert row["iou"]["class_mean"] == pytest.approx(sum(means.values()) / 2)
+
+
+def test_iou_by_threshold_and_pooled(rows, again):
+    for row, measured in zip(rows, again):
+        assert list(row["iou"]["by_threshold"]) == [
+            *("0.2", "0.25", "0.3", "0.35", "0.4", "0.45", "0.5")
+        ]
+        for threshold, found in row["iou"]["by_threshold"].items():
+            ious = [
+                overlap(m["occupancy"] >= float(threshold), m["record"].voxels) for m in measured
+            ]
+            assert found == pytest.approx(sum(ious) / len(ious), abs=2e-4)
+        # Five objects are one minibatch of up to six.
+        both = sum(int(((m["occupancy"] >= 0.4) & m["record"].voxels).sum()) for m in measured)
+        union = sum(int(((m["occupancy"] >= 0.4) | m["record"].voxels).sum()) for m in measured)
+        assert row["iou"]["pooled_6"] == pytest.approx(both / union, abs=2e-4)
+
+
+def test_cross_entropy_and_average_precision(rows, again):
+    for row, measured in zip(rows, again):
+        entropies, precisions = [], []
+        for m in measured:
+            truth, p = m["record"].voxels, m["occupancy"].astype(np.float64)
+            entropies.append(-np.mean(np.where(truth, np.log(p), np.log1p(-p))))
+            ranked = truth.ravel()[np.argsort(-p.ravel(), kind="stable")]
+            hits = np.flatnonzero(ranked) + 1
+            precisions.append(np.mean(np.arange(1, len(hits) + 1) / hits))
+        assert row["l_3d"] == pytest.approx(np.mean(entropies), rel=1e-5)
+        # Equal probabilities in another order move it a little.
+        assert row["average_precision"] == pytest.approx(np.mean(precisions), abs=2e-3)
+
+
+def test_l_comp_counts_every_iteration_and_psnr_the_last(rows, again):
+    for row, measured in zip(rows, again):
+        differences, ratios = [], []
+        for m in measured:
+            for image, decoded in zip(m["images"].astype(np.float64), m["decoded"]):
+                differences += [np.mean(np.abs(image - step)) for step in decoded]
+                ratios.append(-10 * math.log10(np.mean((image - decoded[-1]) ** 2)))
+        assert row["l_comp"] == pytest.approx(np.mean(differences), rel=1e-5)
+        assert row["psnr_db"] == pytest.approx(np.mean(ratios), rel=1e-5)
+
+
+# --- What a row says ------------------------------------------------------------------------------
+
+
+def test_there_is_a_row_for_every_number_of_iterations_with_its_rate(rows, again):
+    assert [row["iterations"] for row in rows] == [1, 2, 3]
+    for row, measured in zip(rows, again):
+        bits = measured[0]["codes"][0].size  # of one view, a bit per value
+        assert row["bits_per_view"] == bits
+        assert row["rate"] == {"nominal": SIDE * SIDE * 24 / bits}
+    assert rows[0]["rate"]["nominal"] == 384
+
+
+def test_every_test_object_counts_with_the_views_it_was_shown(data, rows):
+    test = split(data, "test")
+    assert len(test) == TEST_OBJECTS
+    for row in rows:
+        assert row["iou"]["objects"] == TEST_OBJECTS
+        shown = [(o["id"], o["category"]) for o in row["objects"]]
+        assert shown == [(record.object_id, record.category) for record in test]
+        for entry_ in row["objects"]:
+            assert len(set(entry_["views"])) == VIEWS == row["views"]
+            assert set(entry_["views"]) <= set(range(tiny.VIEWS))
+        assert [o["views"] for o in row["objects"]] == [o["views"] for o in rows[0]["objects"]]
+    assert len({tuple(o["views"]) for o in rows[0]["objects"]}) > 1
+
+
+def test_every_row_says_what_made_it(data, rows, exported, config):
+    description = export.read_description(exported)
+    expected = {
+        "system": "direct",
+        "profile": "smoke",
+        "split": "test",
+        "data": "tiny",
+        "split_list": "tiny",
+        "data_sha256": records.manifest_sha256(data),
+        "trained_on_sha256": records.manifest_sha256(data),
+        "config": config.to_json(),
+        "seed": config.seed,
+        "view_seed": SEED,
+        "steps": runs.STEPS,
+        "weights_sha256": description["weights_sha256"],
+        "trained_by": description["code_revision"],
+        "code_revision": provenance.code_revision(),
+        "versions": provenance.versions(),
+        "machine": provenance.machine(),
+    }
+    measured = {"iterations", "bits_per_view", "rate", "threshold", "iou", "l_3d", "l_comp"}
+    measured |= {"average_precision", "psnr_db", "objects", "views", "wall_seconds"}
+    for row in rows:
+        assert {name: row[name] for name in expected} == expected
+        assert set(row) == set(expected) | measured
+        assert row["wall_seconds"] > 0
+        assert set(row["machine"]) == {"architecture", "cores", "system"}
+        assert {"python", "tensorflow", "keras", "numpy", "tfjoint"} == set(row["versions"])
+
+
+# --- Baselines ------------------------------------------------------------------------------------
+
+
+def test_the_mean_shape_is_the_best_cut_through_the_mean_training_grid(data, results):
+    train, test = split(data, "train"), split(data, "test")
+    mean = sum(record.voxels.astype(int) for record in train) / len(train)
+    scores = {
+        t: np.mean([overlap(mean >= t, record.voxels) for record in train])
+        for t in (0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5)
+    }
+    best = max(scores, key=scores.get)
+    found = results["baselines"]["mean_shape"]
+    assert found["threshold"] == best
+    ious = [overlap(mean >= best, record.voxels) for record in test]
+    assert found["mean"] == pytest.approx(np.mean(ious))
+    assert found["std"] == pytest.approx(np.std(ious))
+    assert found["objects"] == TEST_OBJECTS
+    assert results["baselines"]["training_objects"] == len(train) == 12
+
+
+def test_the_best_training_grid_is_found_for_every_test_grid(data, results):
+    train, test = split(data, "train"), split(data, "test")
+    ious = [max(overlap(t.voxels, record.voxels) for t in train) for record in test]
+    found = results["baselines"]["best_training_grid"]
+    assert found["mean"] == pytest.approx(np.mean(ious))
+    assert found["std"] == pytest.approx(np.std(ious))
+
+
+def test_the_best_training_grid_of_an_empty_grid_is_an_empty_one():
+    full, empty = np.ones((1, 2, 2, 2), bool), np.zeros((1, 2, 2, 2), bool)
+    training = np.concatenate([full, empty])
+    np.testing.assert_array_equal(evaluate._best_ious(empty, training), [1])
+    np.testing.assert_array_equal(evaluate._best_ious(empty, full), [0])
+
+
+def test_the_best_training_grid_is_found_in_every_block():
+    rng = np.random.default_rng(0)
+    training = rng.random((600, 2, 2, 2)) < 0.5
+    training[:, 0, 0, 0] = True
+    truth = training[[0, 511, 512, 599]]
+    np.testing.assert_allclose(evaluate._best_ious(truth, training), 1)
+
+
+def test_the_mean_colour_is_that_of_the_training_views(data, results):
+    """The command draws the training views with seed 0, as many per object as it evaluates."""
+    from tfjoint.dataset import evaluation_views
+
+    colours = []
+    for record in split(data, "train"):
+        ids = evaluation_views(0, record.object_id, tiny.VIEWS, VIEWS)
+        colours += [view(record.views[index]).mean(axis=(0, 1)) for index in ids]
+    colour = np.mean(colours, axis=0)
+    found = results["baselines"]["mean_colour"]
+    assert found["rgb"] == pytest.approx(colour.tolist(), abs=1e-5)
+    ratios = []
+    for record, entry_ in zip(split(data, "test"), results["rows"][0]["objects"]):
+        for index in entry_["views"]:
+            error = np.mean((view(record.views[index]) - colour) ** 2)
+            ratios.append(-10 * math.log10(error))
+    assert found["psnr_db"] == pytest.approx(np.mean(ratios), rel=1e-4)
+
+
+# --- The command ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run_command(monkeypatch):
+    """A function of command-line arguments that runs the command in this process."""
+
+    def run(*arguments: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["evaluate", *arguments])
+        evaluate.main(entry.parse(sys.argv))
+
+    before = set(flags.FLAGS)
+    evaluate.define_flags()
+    yield run
+    for name in set(flags.FLAGS) - before:
+        delattr(flags.FLAGS, name)
+
+
+def test_the_command_writes_the_results_and_prints_their_table(
+    run_command, results, exported, tmp_path, capsys
+):
+    output = tmp_path / "deep" / "results.json"
+    run_command(
+        f"--export={exported.parent}",
+        *(f"--views={VIEWS}", f"--iterations={ITERATIONS}", f"--seed={SEED}"),
+        f"--output={output}",
+    )
+    written = json.loads(output.read_text())
+    for row in (*written["rows"], *results["rows"]):
+        row.pop("wall_seconds", None)
+    assert written == results
+    printed = capsys.readouterr().out
+    assert f"results: {output}" in printed
+    assert "mean shape of the 12 training objects" in printed
+
+
+def test_the_newest_version_is_taken_and_the_results_lie_beside_the_exports(
+    run_command, exported, finished, tmp_path
+):
+    run = shutil.copytree(finished, tmp_path / "run")
+    shutil.copytree(run / "export" / "1", run / "export" / "10")
+    shutil.rmtree(run / "export" / "1" / "variables")
+    run_command(f"--export={run / 'export'}", "--iterations=1", "--views=1")
+    (row,) = json.loads((run / "results.json").read_text())["rows"]
+    assert row["views"] == 1
+
+
+def test_other_records_and_another_split_can_be_evaluated(run_command, exported, data, tmp_path):
+    other = tiny.make(tmp_path / "other", train=3, test=2)
+    output = tmp_path / "results.json"
+    given = [f"--export={exported}", f"--output={output}", "--iterations=1", "--views=1"]
+    run_command(*given, f"--data={other}", "--split=train")
+    (row,) = json.loads(output.read_text())["rows"]
+    assert len(row["objects"]) == 3
+    assert row["split"] == "train"
+    assert row["data_sha256"] == records.manifest_sha256(other)
+    assert row["trained_on_sha256"] == records.manifest_sha256(data)
+
+
+def _export_of_nothing(exported: Path, tmp_path: Path) -> list[str]:
+    return [f"--export={tmp_path}"]
+
+
+def _no_export(exported: Path, tmp_path: Path) -> list[str]:
+    return [f"--export={tmp_path / 'missing'}"]
+
+
+def _export_that_says_nothing(exported: Path, tmp_path: Path) -> list[str]:
+    copy = shutil.copytree(exported, tmp_path / "1")
+    shutil.rmtree(copy / "assets.extra")
+    return [f"--export={copy}"]
+
+
+def _damaged_graph(exported: Path, tmp_path: Path) -> list[str]:
+    copy = shutil.copytree(exported, tmp_path / "1")
+    (copy / "saved_model.pb").write_bytes(b"\xff" * 1000)
+    return [f"--export={copy}"]
+
+
+def _damaged_weights(exported: Path, tmp_path: Path) -> list[str]:
+    copy = shutil.copytree(exported, tmp_path / "1")
+    for path in (copy / "variables").glob("variables.data-*"):
+        path.write_bytes(path.read_bytes()[:1000])
+    return [f"--export={copy}"]
+
+
+def _output_below_a_file(exported: Path, tmp_path: Path) -> list[str]:
+    (tmp_path / "file").touch()
+    given = [f"--export={exported}", f"--output={tmp_path / 'file' / 'results.json'}"]
+    return [*given, "--iterations=1", "--views=1"]
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda *_: [], "--export is missing"),
+        (_no_export, "no export at"),
+        (_export_of_nothing, "no export at"),
+        (_export_that_says_nothing, "is not an export of tfjoint"),
+        (_damaged_graph, "is damaged"),
+        (_damaged_weights, "is damaged"),
+        (_output_below_a_file, "cannot be written"),
+        (lambda e, _: [f"--export={e}", "--views=7"], "views=7, but the records hold 6"),
+        (lambda e, _: [f"--export={e}", "--views=0"], "views must be at least 1"),
+        (lambda e, _: [f"--export={e}", "--iterations=-1"], "Received: 5, -1, 0"),
+        (lambda e, _: [f"--export={e}", "--seed=-1"], "seed at least 0"),
+        (lambda e, _: [f"--export={e}", "--split=validation"], "no split 'validation'"),
+        (lambda e, t: [f"--export={e}", f"--data={t / 'none'}"], "no record directory"),
+        (lambda e, _: [f"--export={e}", "--seeed=1"], "seeed"),
+        (lambda e, _: [str(e)], "every setting is a --flag"),
+    ],
+)
+def test_a_mistake_is_one_line(run_command, exported, tmp_path, make, words):
+    with pytest.raises(UserError) as caught:
+        run_command(*make(exported, tmp_path))
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_mistake_ends_the_command_with_code_2(tmp_path):
+    command = [sys.executable, "-m", "tfjoint.evaluate", f"--export={tmp_path}"]
+    assert "no export at" in runs.refusal(command)
+
+
+def test_without_an_export_the_command_ends_before_tensorflow_is_loaded():
+    command = [sys.executable, "-X", "importtime", "-m", "tfjoint.evaluate", "--views=x"]
+    result = subprocess.run(command, cwd=runs.ROOT, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert "error: " in result.stderr.splitlines()[-1]
+    assert " absl.flags" in result.stderr and " tensorflow" not in result.stderr

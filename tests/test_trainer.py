@@ -234,7 +234,7 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_weights(data, tmp_path):
     given = {"steps": 40, "checkpoint_every": 1, "picture_every": ENDLESS}
     run = tmp_path / "run"
     kills = {"starting": 0, "training": 0, "saving": 0}
-    for moment in ("starting", "training", "saving", "training", "saving"):
+    for moment in ("starting", "saving", "training", "saving"):
         process = _start(data, run, **given)
         try:
             if moment == "starting":

@@ -1,0 +1,113 @@
+"""What the README promises: its commands run, its snippet works, its numbers come from a file."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tfjoint import report
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PYTHON = ".venv/bin/python"
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[str]:
+    lines = "\n".join(blocks("bash")).replace("\\\n", " ").splitlines()
+    return [line for line in lines if line.strip()]
+
+
+def command(containing: str) -> str:
+    (found,) = [line for line in commands() if containing in line]
+    return found
+
+
+def run(line: str, cwd: Path) -> str:
+    """Run a command of the README with this Python in `cwd`; return what it prints."""
+    words = [sys.executable if word == PYTHON else word for word in shlex.split(line)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_every_command_is_run_by_a_test_of_this_file_or_named_here():
+    elsewhere = {"TF_CONFIG=": "test_distribution", "data_tools.build_demo": "test_data_tools"}
+    here = ("make demo", "make test", "tensorboard", "tfjoint.train", "tfjoint.evaluate")
+    for line in commands():
+        assert any(part in line for part in (*here, *elsewhere)), line
+    for name in elsewhere.values():
+        assert list((ROOT / "tests").glob(f"{name}*.py")), name
+
+
+@pytest.mark.parametrize("target", ["demo", "test"])
+def test_both_set_up_commands_are_targets_and_demo_runs_the_documented_command(target):
+    result = subprocess.run(
+        ["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert command(f"make {target}") == f"make {target}"
+    if target == "demo":
+        trained = "python -m tfjoint.train --model=direct --flagfile=configs/direct.cfg"
+        assert re.search(rf"{re.escape(trained)}\s*$", result.stdout, re.MULTILINE)
+        assert "-m tfjoint.evaluate --export=runs/direct/export\n" in result.stdout
+
+
+@pytest.mark.slow
+def test_train_evaluate_tensorboard_and_the_snippet_work_as_written(tmp_path):
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    train = [line for line in commands() if line.startswith(f"{PYTHON} -m tfjoint.train")]
+    printed = run(f"{train[0]} --steps=2", tmp_path)
+    assert "exported: runs/direct/export/1" in printed
+
+    printed = run(command("tfjoint.evaluate"), tmp_path)
+    output = re.search(r"--output=(\S+)", command("tfjoint.evaluate"))[1]
+    rows = json.loads((tmp_path / output).read_text(encoding="utf-8"))["rows"]
+    assert {row["views"] for row in rows} == {3} and len(rows) == 8
+    assert report.table(json.loads((tmp_path / output).read_text(encoding="utf-8"))) in printed
+
+    logdir = re.search(r"--logdir=(\S+)", command("tensorboard"))[1]
+    inspect = f"{PYTHON} -m tensorboard.main --inspect --logdir={logdir}"
+    assert "scalars" in run(inspect, tmp_path)
+
+    (snippet,) = blocks("python")
+    result = subprocess.run(
+        [sys.executable, "-c", snippet], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    promised = re.findall(r"#\s*(\([\d, ]+\))", snippet)
+    assert result.stdout.split("\n")[:3] == promised
+
+
+def test_the_example_of_tf_config_is_json_for_two_workers():
+    words = shlex.split(command("TF_CONFIG="))
+    description = json.loads(words[0].partition("=")[2])
+    assert len(description["cluster"]["worker"]) == 2
+    assert words[1:] == shlex.split(
+        f"{PYTHON} -m tfjoint.train --model=direct --flagfile=configs/direct.cfg"
+    )
+
+
+def test_the_table_is_what_the_committed_results_give():
+    results = json.loads((ROOT / "results" / "demo" / "results.json").read_text(encoding="utf-8"))
+    assert report.table(results) in README
+
+
+def test_the_demo_beats_the_baselines_that_it_prints():
+    results = json.loads((ROOT / "results" / "demo" / "results.json").read_text(encoding="utf-8"))
+    shape = results["baselines"]["mean_shape"]["mean"]
+    colour = results["baselines"]["mean_colour"]["psnr_db"]
+    by_iterations = {row["iterations"]: row for row in results["rows"]}
+    for iterations in (1, 8):
+        assert by_iterations[iterations]["iou"]["mean"] > shape
+        assert by_iterations[iterations]["psnr_db"] > colour

@@ -223,7 +223,8 @@ def _steps(
             loss = terms["loss"] / total
         gradients = tape.gradient(loss, model.trainable_variables)
         optimizer.apply_gradients(zip(gradients, model.trainable_variables))
-        return {**terms, "gradient_norm": tf.linalg.global_norm(gradients)}
+        # The norm of this replica's own gradient; its mean over replicas is reported.
+        return {**terms, "gradient_norm": total * tf.linalg.global_norm(gradients)}
 
     @tf.function
     def step(iterator):

@@ -29,10 +29,11 @@ RUN := runs/direct
 
 # --- Targets -------------------------------------------------------------------------------------
 
-.PHONY: help demo test lint setup test-tf221 test-tf214 clean distclean
+.PHONY: help demo results test lint setup test-tf221 test-tf214 clean distclean
 
 help:
 	@echo 'make demo         train the direct model on the embedded demo set, export and evaluate it'
+	@echo 'make results      make demo, then write results/demo/results.json, which the README shows'
 	@echo 'make test         lint, then the whole test suite (TensorFlow 2.17)'
 	@echo 'make test-tf221   the fast part of the suite on TensorFlow 2.21'
 	@echo 'make test-tf214   the fast part of the suite on TensorFlow 2.14 (Python 3.9-3.11)'
@@ -52,6 +53,9 @@ demo: $(VENV)/$(STAMP)
 	@echo 'TensorBoard   $(BIN)/tensorboard --logdir=$(RUN)'
 	@echo 'SavedModel    $(RUN)/export'
 	@echo 'results       $(RUN)/results.json'
+
+results: demo
+	$(BIN)/python -m tfjoint.evaluate --export=$(RUN)/export --output=results/demo/results.json
 
 test: lint
 	$(strip $(BIN)/python -m pytest $(PYTEST_FLAGS))

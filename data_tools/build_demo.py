@@ -1,6 +1,6 @@
 """Build the demo set, or with other flags any part of the open mesh set, as records.
 
-    python -m data_tools.build_demo --output=demo
+    python -m data_tools.build_demo --output=data/demo
 
 fetches the pinned package, renders and voxelises its CC0 models, and writes records. The same
 command again resumes, and ends in the same bytes.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from absl import flags
 
@@ -37,6 +38,7 @@ def main(_: Sequence[str]) -> None:
         views=_VIEWS.value,
         copies=_COPIES.value,
         records_per_shard=_RECORDS_PER_SHARD.value,
+        settings={"layout": Path(_LAYOUT.value).name, "copies": _COPIES.value},
     )
     manifest = records_from_layout.build_records(
         _LAYOUT.value, _SPLIT_LIST.value, _OUTPUT.value, config

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import io
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -121,8 +120,6 @@ def write_model(
     """Write one object: V images [S, S, 4] uint8, cameras [V, 4], and its grid."""
     binvox.write_binvox(voxel_file(root, model), grid)
     directory = rendering_directory(root, model)
-    if directory.is_dir():
-        shutil.rmtree(directory)
     names = [f"{view:02d}.png" for view in range(len(images))]
     with files.replacing(directory) as temporary:
         temporary.mkdir()

@@ -148,7 +148,7 @@ def select(libraries: Sequence[Path], config: OpenSetConfig) -> list[Entry]:
     if not chosen:
         raise UserError(
             f"no model under {' or '.join(config.licences)} in "
-            f"{', '.join(library.name for library in libraries)}: check --source and --licences"
+            f"{', '.join(library.name for library in libraries)}: check --source and --licence"
         )
     names = {key: categories.category_of(model.name) for key, (_, model) in chosen.items()}
     names = categories.merge_small(names, config.least_per_category)

@@ -127,9 +127,11 @@ def _apt_download(path: Path) -> None:
             subprocess.run(command, cwd=scratch, check=True, capture_output=True)
             downloaded = next(Path(scratch).glob("*.deb"))
         except (OSError, subprocess.CalledProcessError, StopIteration) as error:
+            said = (getattr(error, "stderr", None) or b"").decode(errors="replace").strip()
+            reason = said.splitlines()[-1] if said else error
             raise UserError(
-                f"`{' '.join(command)}` failed ({error}): give the package, or the libraries from "
-                f"{UPSTREAM}, with --source"
+                f"`{' '.join(command)}` failed ({reason}): where there is no apt-get, give the "
+                f"package, or the libraries from {UPSTREAM}, with --source"
             ) from error
         with files.replacing(path) as temporary:
             shutil.copyfile(downloaded, temporary)

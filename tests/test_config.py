@@ -222,8 +222,8 @@ def test_a_description_has_one_line_per_setting_with_its_origin():
 def test_derived_values_follow_their_settings():
     assert Config().voxel_size == 32
     assert Config(grid_size=2).voxel_size == 16
-    assert Config().output == "runs/direct"
-    assert Config(run_dir="here").output == "here"
+    assert Config().run_directory == "runs/direct"
+    assert Config(run_dir="here").run_directory == "here"
 
 
 # --- JSON and resuming ----------------------------------------------------------------------------

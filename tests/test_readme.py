@@ -44,7 +44,14 @@ def run(line: str, cwd: Path) -> str:
 
 def test_every_command_is_run_by_a_test_of_this_file_or_named_here():
     elsewhere = {"TF_CONFIG=": "test_distribution", "data_tools.build_demo": "test_data_tools"}
-    here = ("make demo", "make test", "tensorboard", "tfjoint.train", "tfjoint.evaluate")
+    here = (
+        "make demo",
+        "make test",
+        "tensorboard",
+        "tfjoint.train",
+        "tfjoint.evaluate",
+        "check_records",
+    )
     for line in commands():
         assert any(part in line for part in (*here, *elsewhere)), line
     for name in elsewhere.values():
@@ -79,6 +86,8 @@ def test_train_evaluate_tensorboard_and_the_snippet_work_as_written(tmp_path):
     logdir = re.search(r"--logdir=(\S+)", command("tensorboard"))[1]
     inspect = f"{PYTHON} -m tensorboard.main --inspect --logdir={logdir}"
     assert "scalars" in run(inspect, tmp_path)
+
+    assert "35" in run(command("check_records"), ROOT)
 
     (snippet,) = blocks("python")
     result = subprocess.run(

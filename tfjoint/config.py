@@ -131,8 +131,8 @@ class Config:
         return 8 * self.grid_size
 
     @property
-    def output(self) -> str:
-        """The run directory."""
+    def run_directory(self) -> str:
+        """Where the run's files go: `run_dir`, or runs/<model>."""
         return self.run_dir or f"runs/{self.model}"
 
     def to_json(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ before, and every worker draws the same minibatch and keeps its own rows.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,8 +33,13 @@ def record_directory(config: Config) -> Path:
     return DEMO if config.data == "demo" else Path(config.data)
 
 
-def open_split(config: Config, split: str) -> RecordSet:
+def open_split(config: Config, split: str, views: int | None = None) -> RecordSet:
     """Open one split of the config's records and check that the config fits them.
+
+    Args:
+      config: says where the records are, and the size of images and grids.
+      split: "train" or "test".
+      views: views per object that are wanted; None is the config's `views_max`.
 
     Raises:
       RecordError: the records are missing or damaged.
@@ -54,10 +59,11 @@ def open_split(config: Config, split: str) -> RecordSet:
             f"image_size={config.image_size} is above the records' {manifest.image_size} pixels: "
             "use a smaller profile or larger records"
         )
-    if manifest.views < config.views_max:
+    name, wanted = ("views_max", config.views_max) if views is None else ("views", views)
+    if manifest.views < wanted:
         raise ConfigError(
-            f"views_max={config.views_max}, but the records hold {manifest.views} views "
-            f"per object: set views_max to at most {manifest.views}"
+            f"{name}={wanted}, but the records hold {manifest.views} views per object: set {name} "
+            f"to at most {manifest.views}"
         )
     return records
 
@@ -223,16 +229,16 @@ class Example(NamedTuple):
 
 
 def evaluation_examples(
-    config: Config, records: RecordSet, views: int, seed: int
+    config: Config, records: RecordSet, views: int, seed: int, indices: Iterable[int] | None = None
 ) -> Iterator[Example]:
-    """Yield every object in record order, `views` views each, cropped in the centre.
+    """Yield objects, all in record order or those of `indices`, cropped in the centre.
 
     The view ids depend on the seed and the object's id alone: the same for every system and rate.
     """
     stored = records.manifest.image_size
     offsets = np.full([1, views, 2], (stored - config.image_size) // 2, np.int32)
     backgrounds = _backgrounds(config.background, np.full([1, views], TEST_GREY))
-    for index in range(len(records)):
+    for index in range(len(records)) if indices is None else indices:
         record = records.record(index)
         ids = evaluation_views(seed, record.object_id, len(record.views), views)
         encoded = np.array([[record.views[i] for i in ids]], object)

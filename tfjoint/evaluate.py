@@ -63,11 +63,7 @@ def evaluate(export: Path, config: Config, description: dict, protocol: Protocol
     from tfjoint.dataset import evaluation_examples, open_split
 
     start = time.monotonic()
-    test, train = open_split(config, protocol.split), open_split(config, "train")
-    if protocol.views > test.manifest.views:
-        raise ConfigError(
-            f"views={protocol.views}, but the records hold {test.manifest.views} per object"
-        )
+    test, train = (open_split(config, name, protocol.views) for name in (protocol.split, "train"))
     examples = list(evaluation_examples(config, test, protocol.views, protocol.seed))
     measured = list(_measure(export, examples, protocol.iterations))
     common = {
@@ -223,10 +219,11 @@ def _best_ious(truth: np.ndarray, training: np.ndarray) -> np.ndarray:
 
 
 def _find_export(path: str | None) -> Path:
-    from tfjoint.export import ExportError, latest_version
-
     if not path:
         raise ConfigError("--export is missing: give the export directory of a trained run")
+
+    from tfjoint.export import ExportError, latest_version
+
     given = Path(path)
     found = given if (given / "saved_model.pb").is_file() else latest_version(given)
     if found is None or not (found / "saved_model.pb").is_file():

@@ -15,11 +15,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +98,7 @@ def export_run(run: Path) -> Path:
         raise ExportError(f"{run} has no checkpoint to export: train it first")
     description |= {"step": step, "weights_sha256": weights_sha256(model)}
     root = run / "export"
-    if (latest := latest_version(root)) and read_description(latest) == description:
+    if (latest := latest_version(root)) and _is_of(latest, description):
         print(f"already exported: {latest}")
         return latest
     path = root / str(int(latest.name) + 1 if latest else 1)
@@ -110,6 +110,14 @@ def export_run(run: Path) -> Path:
         check_export(temporary, signatures, _real_images(config))
     print(f"exported: {path}")
     return path
+
+
+def _is_of(export: Path, description: Mapping[str, Any]) -> bool:
+    try:
+        found = read_description(export)
+    except ExportError as error:
+        raise ExportError(f"{error}; or remove {export} and repeat the command") from error
+    return all(found[name] == description[name] for name in ("step", "weights_sha256"))
 
 
 def latest_version(root: Path) -> Path | None:
@@ -145,16 +153,23 @@ def weights_sha256(model: tf.keras.Model) -> str:
 def check_export(export: Path, signatures: Signatures, images: np.ndarray) -> None:
     """Compare an export, reloaded without tfjoint, with the model on images [B, V, H, W, 3].
 
-    Raises `ExportError` unless codes are equal and probabilities and images are to 1e-6.
+    Both run on the CPU: a GPU's memory is this process's, and its kernels may differ from run to
+    run. Raises `ExportError` unless codes are equal and probabilities and images are to 1e-6.
     """
-    expected = _run_signatures(signatures.by_name, images)
+    with tf.device("/CPU:0"):
+        expected = _run_signatures(signatures.by_name, images)
     with tempfile.TemporaryDirectory() as directory:
         inputs, outputs = Path(directory) / "inputs.npz", Path(directory) / "outputs.npz"
         np.savez(inputs, images=images, iterations=np.int32(CHECKED_ITERATIONS))
         command = [sys.executable, "-I", "-c", _RELOAD, str(export), str(inputs), str(outputs)]
-        result = subprocess.run(command, capture_output=True, text=True)
+        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1"}
+        result = subprocess.run(command, capture_output=True, text=True, env=environment)
         if result.returncode:
-            raise ExportError(f"the export does not load without tfjoint: {result.stderr[-1000:]}")
+            reason = (result.stderr.strip().splitlines() or ["no message"])[-1]
+            raise ExportError(
+                f"the export does not load without tfjoint ({reason}); nothing was exported: use "
+                "the versions of constraints/"
+            )
         found = dict(np.load(outputs))
     for name, value in expected.items():
         tolerance = 0 if name == "codes" else TOLERANCE
@@ -194,10 +209,11 @@ np.savez(outputs, codes=codes, occupancy=occupancy, images=images)
 
 
 def _real_images(config: Config) -> np.ndarray:
-    records = open_split(config, "test")
+    records = open_split(config, "test", views=1)
     views = min(CHECKED_VIEWS, records.manifest.views)
-    examples = evaluation_examples(config, records, views, config.seed)
-    return np.stack([example.images for example in islice(examples, CHECKED_OBJECTS)])
+    indices = range(min(CHECKED_OBJECTS, len(records)))
+    examples = evaluation_examples(config, records, views, config.seed, indices)
+    return np.stack([example.images for example in examples])
 
 
 def _require(value: tf.Tensor, condition: tf.Tensor, message: str) -> tf.Tensor:

@@ -31,6 +31,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
             _remove(old)
             os.replace(path, old)
         os.replace(temporary, path)
+        _flush_directory(path.parent)
         _remove(old)
     finally:
         _remove(temporary)
@@ -54,6 +55,15 @@ def _flush_to_disk(path: Path) -> None:
     for file in files:
         with file.open("rb") as handle:
             os.fsync(handle.fileno())
+
+
+def _flush_directory(directory: Path) -> None:
+    # The new name itself, so that what is written after it never outlives it.
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _remove(path: Path) -> None:

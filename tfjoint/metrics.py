@@ -25,9 +25,10 @@ def iou(probabilities: np.ndarray, voxels: np.ndarray, threshold: float = THRESH
 
 def cross_entropy(probabilities: np.ndarray, voxels: np.ndarray) -> np.ndarray:
     """Return the mean voxel cross-entropy in nats per object; shapes as in `iou`."""
-    likelihood = np.where(voxels, probabilities, 1 - probabilities.astype(np.float64))
-    # A float32 probability of exactly 0 or 1 stands for one within rounding of it.
-    return -np.log(np.maximum(likelihood, np.finfo(np.float32).tiny)).mean(axis=(-3, -2, -1))
+    # A float32 probability of exactly 0 or 1 stands for one within rounding of it; near 1 that is
+    # 2^-25 away.
+    found = np.clip(probabilities.astype(np.float64), np.finfo(np.float32).tiny, 1 - 2.0**-25)
+    return -np.log(np.where(voxels, found, 1 - found)).mean(axis=(-3, -2, -1))
 
 
 def average_precision(probabilities: np.ndarray, voxels: np.ndarray) -> float:

@@ -59,7 +59,8 @@ def flag_origins(argv: Sequence[str]) -> dict[str, str]:
 def main(argv: Sequence[str]) -> None:
     """Resolve the config, train, export."""
     origins = flag_origins(sys.argv)
-    config, origins = resolve({name: _value(name) for name in origins}, origins)
+    given = {name: _value(name) for name in SETTINGS if flags.FLAGS[name].present}
+    config, origins = resolve(given, origins)
     print(describe(config, origins))
 
     # TensorFlow takes seconds to import; a mistake above should not wait for it.
@@ -76,7 +77,10 @@ def _tokens(arguments: Sequence[str], origin: str = COMMAND_LINE) -> Iterator[tu
     """Yield (flag name, value, origin) of every argument, flagfiles read in place."""
     arguments = list(arguments)
     while arguments:
-        name, equals, value = arguments.pop(0).lstrip("-").partition("=")
+        token = arguments.pop(0)
+        name, equals, value = token.lstrip("-").partition("=")
+        if not token.startswith("-"):  # the value of a flag that is none of ours
+            continue
         if name == "flagfile":
             value = value if equals else arguments.pop(0)
             if not value:

@@ -16,7 +16,6 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +64,7 @@ def train(
     rows_per_replica(config, strategy.num_replicas_in_sync)
     steps = total_steps(config, len(records))
     schedule = learning_rate_schedule(config, len(records))
-    run = Path(config.output)
+    run = Path(config.run_directory)
     with workers.all_needed(strategy, run):
         with strategy.scope():
             model = models.create(config)
@@ -137,9 +136,17 @@ def claim_run_directory(
 ) -> None:
     """Check that `run` is new or belongs to this config and data; then write its config.json.
 
-    Raises `ConfigError` that shows what differs.
+    A resumed run keeps the code revision and the versions it was started with; its free settings
+    become those of the newest command. Raises `ConfigError` that shows what differs.
     """
     path = run / CONFIG_FILE
+    description = {
+        "config": config.to_json(),
+        "origins": dict(origins),
+        "data_sha256": data_sha256,
+        "code_revision": provenance.code_revision(),
+        "versions": provenance.versions(),
+    }
     new = {**config.to_json(), "data_sha256": data_sha256}
     if path.exists():
         old = read_run(run)
@@ -152,6 +159,9 @@ def claim_run_directory(
             )
         if old["versions"] != provenance.versions():
             print(f"note: {run} was started with {old['versions']}; results may differ in rounding")
+        if old["config"] == description["config"]:
+            return
+        description |= {name: old[name] for name in ("code_revision", "versions")}
     elif run.exists() and not run.is_dir():
         raise ConfigError(f"{run} is not a directory: use another --run_dir")
     # A config.json may be under way, in another worker or when this run was killed.
@@ -160,14 +170,7 @@ def claim_run_directory(
             f"{run} is not empty and has no {CONFIG_FILE}, so it is not a run of this program: "
             "use another --run_dir"
         )
-    if write and not path.exists():
-        description = {
-            "config": config.to_json(),
-            "origins": dict(origins),
-            "data_sha256": data_sha256,
-            "code_revision": provenance.code_revision(),
-            "versions": provenance.versions(),
-        }
+    if write:
         try:
             files.write_json(path, description)
         except OSError as error:
@@ -254,8 +257,10 @@ class _Observer:
 
     def __init__(self, config: Config, run: Path, model: tf.keras.Model, test: RecordSet) -> None:
         self._config = config
-        examples = evaluation_examples(config, test, views=config.views_max, seed=config.seed)
-        self._examples = list(islice(examples, PICTURED_OBJECTS))
+        # Spread over the split, because neighbours are of one category.
+        pictured = np.unique(np.linspace(0, len(test) - 1, PICTURED_OBJECTS, dtype=int))
+        examples = evaluation_examples(config, test, config.views_max, config.seed, pictured)
+        self._examples = list(examples)
         self._images = tf.stack([example.images for example in self._examples])
         self._summaries = Summaries(run / "logs", self._examples)
         self._run_model = tf.function(model)
@@ -282,13 +287,15 @@ class _Observer:
 def progress_line(
     step: int, steps: int, speed: float, terms: Mapping[str, float], seconds_left: float
 ) -> str:
-    """Return "step 20/1000  12.3 objects/s  L_comp 0.1210  ...  ETA 3:05"."""
-    minutes, seconds = divmod(round(seconds_left), 60)
-    shown = "  ".join(f"{name} {value:.4f}" for name, value in terms.items() if name != "loss")
-    return (
-        f"step {step:>{len(str(steps))}}/{steps}  {speed:5.1f} objects/s  {shown}  "
-        f"ETA {minutes}:{seconds:02d}"
+    """Return "step 20/1000  12.3 objects/s  L_comp 0.1210  ...  ETA 3:05", or h:mm:ss."""
+    hours, seconds = divmod(round(seconds_left), 3600)
+    left = (
+        f"{hours}:{seconds // 60:02d}:{seconds % 60:02d}"
+        if hours
+        else (f"{seconds // 60}:{seconds % 60:02d}")
     )
+    shown = "  ".join(f"{name} {value:.4f}" for name, value in terms.items() if name != "loss")
+    return f"step {step:>{len(str(steps))}}/{steps}  {speed:5.1f} objects/s  {shown}  ETA {left}"
 
 
 def _lamb() -> type:

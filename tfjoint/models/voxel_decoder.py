@@ -14,8 +14,6 @@ import tensorflow as tf
 from tfjoint.layers import UpConv3D, initializers
 
 LEAK = 0.01
-UPSAMPLING = 8
-"""Side of the occupancy grid over side of the LSTM grid."""
 
 
 class VoxelDecoder(tf.keras.Model):

@@ -1,4 +1,4 @@
-"""A user's mistake, told in one line: every entry point ends with exit code 2 and no traceback."""
+"""How a command ends when it cannot go on: a user's mistake or interrupt is one line."""
 
 from __future__ import annotations
 
@@ -14,9 +14,15 @@ class UserError(ValueError):
 
 
 def run_or_exit(entry: Callable[[], None]) -> None:
-    """Run an entry point; a `UserError` becomes one line on stderr and exit code 2."""
+    """Run an entry point; a `UserError` becomes one line on stderr and exit code 2.
+
+    Ctrl-C becomes one line and exit code 130, the shells' code for it.
+    """
     try:
         entry()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from what is finished", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,34 @@
+"""How commands end."""
+
+from __future__ import annotations
+
+import pytest
+
+from tfjoint.errors import UserError, run_or_exit
+
+
+def ending(error: BaseException, capsys) -> tuple[int, str]:
+    def entry() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as stopped:
+        run_or_exit(entry)
+    return stopped.value.code, capsys.readouterr().err
+
+
+def test_a_users_mistake_is_one_line_and_code_2(capsys):
+    assert ending(UserError("views must be 1"), capsys) == (2, "error: views must be 1\n")
+
+
+def test_an_interrupt_is_one_line_and_code_130(capsys):
+    code, said = ending(KeyboardInterrupt(), capsys)
+    assert code == 130
+    assert said.count("\n") == 1 and "goes on" in said
+
+
+def test_any_other_error_keeps_its_traceback():
+    def entry() -> None:
+        raise RuntimeError("a defect")
+
+    with pytest.raises(RuntimeError, match="a defect"):
+        run_or_exit(entry)

@@ -20,6 +20,13 @@ def test_a_users_mistake_is_one_line_and_code_2(capsys):
     assert ending(UserError("views must be 1"), capsys) == (2, "error: views must be 1\n")
 
 
+def test_what_the_system_refuses_is_one_line_and_code_2(capsys):
+    error = PermissionError(13, "Permission denied", "records/manifest.json")
+    code, said = ending(error, capsys)
+    assert code == 2 and said.count("\n") == 1
+    assert "Permission denied: 'records/manifest.json'" in said
+
+
 def test_an_interrupt_is_one_line_and_code_130(capsys):
     code, said = ending(KeyboardInterrupt(), capsys)
     assert code == 130

@@ -16,12 +16,16 @@ class UserError(ValueError):
 def run_or_exit(entry: Callable[[], None]) -> None:
     """Run an entry point; a `UserError` becomes one line on stderr and exit code 2.
 
-    Ctrl-C becomes one line and exit code 130, the shells' code for it.
+    So does what the system refuses: a file that may not be read, a full disk. Ctrl-C becomes one
+    line and exit code 130, the shells' code for it.
     """
     try:
         entry()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        print(f"error: {error}: check that it is there, permitted and has room", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from what is finished", file=sys.stderr)

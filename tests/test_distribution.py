@@ -339,5 +339,6 @@ def test_a_lost_worker_is_told_by_tensorflows_own_sentence(tmp_path, monkeypatch
 
 
 def test_a_finished_run_of_one_process_is_found_finished(data, finished, capsys):
-    trainer.train(runs.settings(data, finished), workers.select_strategy())
+    config = runs.settings(data, finished, checkpoint_every=2)
+    trainer.train(config, workers.select_strategy())
     assert "already trained" in capsys.readouterr().out

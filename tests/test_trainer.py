@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import random
@@ -37,8 +38,10 @@ def refusal(kind: type[UserError], *arguments, **given) -> str:
     return str(caught.value)
 
 
-def contents(directory: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in sorted(directory.rglob("*")) if path.is_file()}
+def contents(directory: Path) -> dict[Path, str]:
+    """Digest of every file below a directory."""
+    paths = sorted(path for path in directory.rglob("*") if path.is_file())
+    return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
 # --- Steps and learning rate ----------------------------------------------------------------------

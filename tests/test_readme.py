@@ -73,8 +73,10 @@ def test_both_set_up_commands_are_targets_and_demo_runs_the_documented_command(t
 @pytest.mark.slow
 def test_train_evaluate_tensorboard_and_the_snippet_work_as_written(tmp_path):
     (tmp_path / "configs").symlink_to(ROOT / "configs")
-    train = [line for line in commands() if line.startswith(f"{PYTHON} -m tfjoint.train")]
-    printed = run(f"{train[0]} --steps=2", tmp_path)
+    trains = [line for line in commands() if line.startswith(f"{PYTHON} -m tfjoint.train")]
+    short, long = sorted(trains, key=lambda line: "--steps" not in line)
+    assert short.startswith(f"{long} --steps=40 --run_dir=")
+    printed = run(f"{long} --steps=2", tmp_path)
     assert "exported: runs/direct/export/1" in printed
 
     printed = run(command("tfjoint.evaluate"), tmp_path)

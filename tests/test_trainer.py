@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import math
+import os
 import random
 import shutil
 import subprocess
@@ -222,6 +224,18 @@ def test_a_finished_run_with_more_steps_ends_as_the_longer_run(data, tmp_path, f
     runs.train(data, run, steps=runs.STEPS)
     assert f"resuming at step 3 of {runs.STEPS}" in capsys.readouterr().out
     runs.assert_same_state(run, finished)
+
+
+def test_two_processes_do_not_train_in_one_directory(data, finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    other = os.open(run, os.O_RDONLY)
+    try:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(ConfigError, match="another process trains in"):
+            runs.train(data, run, steps=runs.STEPS + 1)
+    finally:
+        os.close(other)
+    runs.train(data, run, steps=runs.STEPS + 1)
 
 
 def test_another_seed_gives_other_weights(other, finished):

@@ -12,8 +12,11 @@ Order of initialisation:
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import math
+import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -65,7 +68,7 @@ def train(
     steps = total_steps(config, len(records))
     schedule = learning_rate_schedule(config, len(records))
     run = Path(config.run_directory)
-    with workers.all_needed(strategy, run):
+    with workers.all_needed(strategy, run), contextlib.ExitStack() as alone:
         with strategy.scope():
             model = models.create(config)
             optimizer = make_optimizer(config, schedule)
@@ -73,6 +76,8 @@ def train(
         claim_run_directory(
             run, config, records.data_sha256, origins or {}, workers.is_chief(strategy)
         )
+        if workers.is_chief(strategy):
+            alone.enter_context(_only_writer(run))
         state = tf.train.Checkpoint(weights=models.variables(model), optimizer=optimizer)
         checkpoints = Checkpoints(run / "checkpoints", state)
         start = checkpoints.restore()
@@ -177,6 +182,25 @@ def claim_run_directory(
             raise ConfigError(
                 f"{path} cannot be written ({error}): use another --run_dir"
             ) from error
+
+
+@contextlib.contextmanager
+def _only_writer(run: Path) -> Iterator[None]:
+    """Hold a lock on the run directory. Raises `ConfigError` if another process holds it."""
+    handle = os.open(run, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(handle)
+        raise ConfigError(
+            f"another process trains in {run}: wait for its end, or use another --run_dir"
+        ) from error
+    except OSError:  # a file system without locks
+        pass
+    try:
+        yield
+    finally:
+        os.close(handle)
 
 
 def read_run(run: Path) -> dict[str, Any]:

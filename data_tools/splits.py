@@ -7,7 +7,6 @@ object by its key `<category>/<model>`.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -124,4 +123,4 @@ def read_split_list(path: str | os.PathLike) -> SplitList:
 
 def split_sha256(path: str | os.PathLike) -> str:
     """SHA-256 of a split list: what every record directory made with it carries."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    return files.sha256(path)

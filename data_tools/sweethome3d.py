@@ -105,19 +105,11 @@ def fetch(source: str | None, sha256: str | None, directory: Path) -> Source:
 def source_sha256(path: Path) -> str:
     """SHA-256 of a file, or for a folder of the lines `<sha256>  <name>` of its libraries."""
     if path.is_file():
-        return _file_sha256(path)
+        return files.sha256(path)
     if not path.is_dir():
         raise UserError(f"no source at {path}: give --source the .deb, a zip or a folder of .sh3f")
-    lines = [f"{_file_sha256(p)}  {p.name}\n" for p in sorted(path.glob("*.sh3f"))]
+    lines = [f"{files.sha256(p)}  {p.name}\n" for p in sorted(path.glob("*.sh3f"))]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def _file_sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as handle:
-        for block in iter(lambda: handle.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _apt_download(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -110,3 +111,11 @@ def test_what_is_no_json_is_refused_and_leaves_the_old_file(tmp_path, value):
     with pytest.raises((ValueError, TypeError)):
         files.write_json(path, {"value": value})
     assert contents(tmp_path) == {"value.json": "1\n"}
+
+
+@pytest.mark.parametrize("size", [0, 1, 2**20, 2**20 + 1])
+def test_the_digest_of_a_file_is_that_of_its_bytes(tmp_path, size):
+    data = bytes(range(256)) * (size // 256) + b"x" * (size % 256)
+    path = tmp_path / "file"
+    path.write_bytes(data)
+    assert files.sha256(path) == hashlib.sha256(data).hexdigest()

@@ -9,7 +9,6 @@ not verify is refused: a run never starts again silently.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
@@ -126,13 +125,9 @@ def _verify(path: Path, step: int) -> None:
 
 
 def _description(path: Path, step: int) -> dict[str, Any]:
-    digests = {file.name: _sha256(file) for file in path.iterdir() if file.name != _META}
+    digests = {file.name: files.sha256(file) for file in path.iterdir() if file.name != _META}
     return {"step": step, "sha256": digests}
 
 
 def _name(step: int) -> str:
     return f"step-{step:08d}"
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -47,6 +48,15 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
     text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n"
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def sha256(path: str | os.PathLike) -> str:
+    """SHA-256 of a file in hexadecimal; a file of any size is read a piece at a time."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as handle:
+        for block in iter(lambda: handle.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _flush_to_disk(path: Path) -> None:

@@ -183,7 +183,7 @@ def write_split(
                     written += 1
             if written < wanted:
                 raise ValueError(f"split {split!r}: fewer records than the {count} announced")
-            digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
+            digest = files.sha256(temporary)
             size = temporary.stat().st_size
         entries.append(Shard(path.name, wanted, size, digest))
     if next(iterator, None) is not None:
@@ -228,7 +228,7 @@ def read_manifest(directory: str | os.PathLike) -> Manifest:
 
 def manifest_sha256(directory: str | os.PathLike) -> str:
     """SHA-256 of `manifest.json`: the data hash that every result carries."""
-    return hashlib.sha256((Path(directory) / MANIFEST).read_bytes()).hexdigest()
+    return files.sha256(Path(directory) / MANIFEST)
 
 
 class ObjectEntry(NamedTuple):

@@ -9,13 +9,10 @@ stopped resumes, and any number of processes ends in the same bytes.
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
 import functools
-import multiprocessing
 import sys
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -25,6 +22,7 @@ from data_tools import (
     credits,
     layout,
     meshes,
+    pool,
     render,
     splits,
     sweethome3d,
@@ -237,29 +235,9 @@ def _build_models(
         if not layout.is_complete(root, entry.model.copy(copy) if copy else entry.model)
     ]
     work = functools.partial(build_model, root, config)
-    results = _report_progress(_run(work, missing, processes), len(missing), what)
+    results = pool.run(work, missing, min(processes, len(missing)))
+    results = pool.report_progress(results, len(missing), what)
     skipped = [result for result in results if result is not None]
     for skip in skipped:
         print(f"skipped {skip.model.key}: {skip.reason}", file=sys.stderr)
     return skipped
-
-
-def _run(work: Callable, jobs: Sequence, processes: int) -> Iterable:
-    if processes <= 1 or len(jobs) < 2:
-        yield from map(work, jobs)
-        return
-    # Started afresh rather than forked: the parent may hold threads of its own.
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(processes, mp_context=context) as pool:
-        yield from pool.map(work, jobs)
-
-
-def _report_progress(results: Iterable, total: int, what: str) -> Iterable:
-    start = shown = time.monotonic()
-    for done, result in enumerate(results, 1):
-        now = time.monotonic()
-        if now - shown > 2.0 or done == total:
-            shown = now
-            left = (now - start) / done * (total - done)
-            print(f"{what}: {done}/{total}, {left:.0f} s left", file=sys.stderr, flush=True)
-        yield result

@@ -51,6 +51,10 @@ class Checkpoints:
         files.write_json(self.directory / _INDEX, {"steps": steps})
         self._remove_unlisted(steps)
 
+    def newest(self) -> int:
+        """Return the step of the newest checkpoint, 0 where there is none. Raises as `restore`."""
+        return max(self._listed(), default=0)
+
     def restore(self, partial: bool = False) -> int:
         """Restore the newest checkpoint and return its step; 0 where there is none.
 
@@ -60,11 +64,11 @@ class Checkpoints:
         Raises:
           CheckpointError: a listed checkpoint is missing or damaged, or does not fit the model.
         """
-        steps = self._listed()
-        if not steps:
+        step = self.newest()
+        if not step:
             return 0
-        path = self.directory / _name(steps[-1])
-        _verify(path, steps[-1])
+        path = self.directory / _name(step)
+        _verify(path, step)
         try:
             status = self._state.read(str(path / _STATE))
             status.assert_existing_objects_matched()
@@ -78,7 +82,7 @@ class Checkpoints:
                 f"{path} does not fit this model and these versions ({reason}): "
                 "use the versions in the run's config.json, or another --run_dir"
             ) from error
-        return steps[-1]
+        return step
 
     def _listed(self) -> list[int]:
         index = self.directory / _INDEX

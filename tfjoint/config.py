@@ -1,7 +1,7 @@
 """Every setting of a training run: one frozen, range-checked object, and where each value is from.
 
-`resolve` layers the sources from left to right: defaults, then the profile's widths, then what the
-user gave (flagfile, command line). Only entry points know about flags.
+`resolve` layers the sources from left to right: defaults, the system's own, the profile's widths,
+then what the user gave (flagfile, command line). Only entry points know about flags.
 """
 
 from __future__ import annotations
@@ -16,28 +16,130 @@ BACKGROUNDS = ("black", "white", "random")
 PRECISIONS = ("float32", "mixed_bfloat16")
 OPTIMIZERS = ("adam", "adamw", "lamb")
 
+DOWNSAMPLING = 16
+"""Pixels of an image per code position of the codec, in each direction."""
+RAW_BITS = 24
+"""Bits of a raw pixel."""
+FLOAT_BITS = 32
+"""Bits of a code value without binarizer."""
+
+
+CODECS = ("small_a", "small_b", "original")
+UNPOOLINGS = ("nearest", "zeros")
+
+# The settings that each part of a system reads; the others have no effect on a system without it.
+_CODEC = frozenset({
+    "codec", "recompute", "iterations_min", "iterations_max", "binarizer", "gamma",
+    "code_channels", "encoder_channels", "decoder_channels",
+})  # fmt: skip
+_IMAGE_ENCODER = frozenset({"feature_channels", "pool_padding"})
+_GRID = frozenset({
+    "loss_weight", "grid_size", "grid_channels", "voxel_channels", "shared_bias", "output_gate",
+    "unpooling",
+})  # fmt: skip
+_RECONSTRUCTION = _IMAGE_ENCODER | _GRID | {"features"}
+
+USES: dict[str, frozenset[str]] = {
+    "compression": _CODEC,
+    "reconstruction": _RECONSTRUCTION,
+    "jpeg2000": _RECONSTRUCTION | {"rates"},
+    "separate": _CODEC | _RECONSTRUCTION | {"codec_run"},
+    "sequential": _CODEC | _RECONSTRUCTION,
+    "direct": _CODEC | _GRID,
+    "implicit": _IMAGE_ENCODER | _GRID | {"binarizer", "code_bits"},
+}
+"""By system: which of the settings that not all systems share it uses."""
+_PARTIAL = frozenset().union(*USES.values())
+
+# What the public code trains its 3D networks with; the codec's rate is the default.
+_RATE_3D = {"learning_rate": 1e-4}
+MODELS: dict[str, dict[str, Any]] = {
+    **{name: {} for name in USES},
+    **{name: _RATE_3D for name in ("reconstruction", "jpeg2000", "separate", "implicit")},
+}
+"""By system: its defaults where they differ."""
+
 # The widths of every network; a profile changes numbers only, never the topology.
 PROFILES: dict[str, dict[str, Any]] = {
     "paper": {
         "image_size": 128,
-        "encoder_channels": (64, 256, 512),
-        "decoder_channels": (256, 256, 128, 64),
+        "feature_channels": (96, 128, 256, 256, 256, 256),
+        "features": 1024,
+        "code_bits": 1024,
         "grid_channels": 128,
         "voxel_channels": (128, 128, 64, 32),
     },
     "mini": {
         "image_size": 64,
-        "encoder_channels": (16, 48, 96),
-        "decoder_channels": (64, 64, 32, 16),
+        "feature_channels": (32, 64, 96, 128, 64),
+        "features": 256,
+        "code_bits": 256,
         "grid_channels": 48,
         "voxel_channels": (48, 32, 24, 16),
     },
     "smoke": {
         "image_size": 32,
-        "encoder_channels": (8, 16, 16),
-        "decoder_channels": (16, 16, 16, 8),
+        "feature_channels": (8, 16, 16, 16),
+        "features": 64,
+        "code_bits": 64,
         "grid_channels": 8,
         "voxel_channels": (8, 8, 8, 8),
+    },
+}
+
+# The widths of the codec, by variant and profile: M, encoder, decoder.
+_SMALL = {"code_channels": 16}
+CODEC_WIDTHS: dict[str, dict[str, dict[str, Any]]] = {
+    "small_a": {
+        "paper": {
+            **_SMALL,
+            "encoder_channels": (64, 256, 512),
+            "decoder_channels": (256, 256, 128, 64),
+        },
+        "mini": {
+            **_SMALL,
+            "encoder_channels": (16, 48, 96),
+            "decoder_channels": (64, 64, 32, 16),
+        },
+        "smoke": {
+            **_SMALL,
+            "encoder_channels": (8, 16, 16),
+            "decoder_channels": (16, 16, 16, 8),
+        },
+    },
+    "small_b": {
+        "paper": {
+            **_SMALL,
+            "encoder_channels": (64, 256, 512),
+            "decoder_channels": (256, 256, 256, 128),
+        },
+        "mini": {
+            **_SMALL,
+            "encoder_channels": (16, 48, 96),
+            "decoder_channels": (64, 64, 64, 32),
+        },
+        "smoke": {
+            **_SMALL,
+            "encoder_channels": (8, 16, 16),
+            "decoder_channels": (16, 16, 16, 8),
+        },
+    },
+    "original": {
+        "paper": {
+            "code_channels": 32,
+            "encoder_channels": (64, 256, 512, 512),
+            "decoder_channels": (512, 512, 512, 256, 128),
+        },
+        "mini": {
+            "code_channels": 32,
+            "encoder_channels": (16, 48, 96, 96),
+            "decoder_channels": (96, 96, 96, 64, 32),
+        },
+        "smoke": {
+            "code_channels": 32,
+            "encoder_channels": (8, 16, 16, 16),
+            "decoder_channels": (16, 16, 16, 16, 8),
+        },
     },
 }
 
@@ -47,8 +149,13 @@ class ConfigError(UserError):
 
 
 def _setting(default: Any, text: str, *, low: float | None = None, high: float | None = None,
-             choices: tuple[str, ...] = (), free: bool = False) -> Any:  # fmt: skip
-    limits = {"help": text, "low": low, "high": high, "choices": choices, "free": free}
+             choices: tuple[str, ...] = (), free: bool = False, item: type | None = None
+             ) -> Any:  # fmt: skip
+    # `item` is the type of a tuple's items where the default has none.
+    limits = {
+        "help": text, "low": low, "high": high, "choices": choices, "free": free,
+        "type": item or type(default[0] if isinstance(default, tuple) else default),
+    }  # fmt: skip
     return dataclasses.field(default=default, metadata=limits)
 
 
@@ -56,7 +163,7 @@ def _setting(default: Any, text: str, *, low: float | None = None, high: float |
 class Config:
     """The settings of one training run. A `free` one may change when a run is resumed."""
 
-    model: str = _setting("direct", "system to train", choices=("direct",))
+    model: str = _setting("direct", "system to train", choices=tuple(USES))
     profile: str = _setting("paper", "set of network widths", choices=tuple(PROFILES))
     data: str = _setting("demo", 'record directory, or "demo" for the embedded set', free=True)
     run_dir: str = _setting("", 'output directory; "" is runs/<model>', free=True)
@@ -70,6 +177,10 @@ class Config:
     views_max: int = _setting(5, "most views per object", low=1)
     iterations_min: int = _setting(1, "least compression iterations, per minibatch", low=1)
     iterations_max: int = _setting(8, "most compression iterations", low=1, high=64)
+    rates: tuple[float, ...] = _setting(
+        (), "JPEG 2000 rates to draw from, one per minibatch; none is all that the data has",
+        low=1.0, item=float,
+    )  # fmt: skip
     background: str = _setting("black", "colour behind the object", choices=BACKGROUNDS)
 
     loss_weight: float = _setting(1.0, "weight of L_3D beside L_comp (Eq. 16)", low=0.0)
@@ -80,20 +191,40 @@ class Config:
     )
     precision: str = _setting("float32", "arithmetic of the networks", choices=PRECISIONS)
     deterministic: bool = _setting(True, "same seed, same machine: bit-identical weights")
+    recompute: bool = _setting(
+        False, "compute a codec iteration again in the backward pass: less memory, more time",
+        free=True,
+    )  # fmt: skip
 
     image_size: int = _setting(128, "side of the square images in pixels", low=16)
-    code_channels: int = _setting(16, "M: bits per 16x16 pixels and iteration", low=1)
+    binarizer: bool = _setting(True, "codes are bits; without it 32-bit floats (12:1 and 6:1)")
+    codec: str = _setting("small_a", "compression network", choices=CODECS)
+    codec_run: str = _setting(
+        "runs/compression", "compression run whose trained codec the separate model uses, frozen"
+    )
+    code_channels: int = _setting(16, "M: values per 16x16 pixels and iteration", low=1)
     encoder_channels: tuple[int, ...] = _setting(
-        (64, 256, 512), "compression encoder: convolution, RNN, RNN", low=1
+        (64, 256, 512), "compression encoder: convolution, then RNNs", low=1
     )
     decoder_channels: tuple[int, ...] = _setting(
-        (256, 256, 128, 64), "compression decoder: 1x1 convolution, RNN, RNN, RNN", low=4
+        (256, 256, 128, 64), "compression decoder: 1x1 convolution, then RNNs", low=4
     )
     gamma: float = _setting(1.0, "1: iterations add up; 0: one-shot", low=0.0, high=1.0)
+    feature_channels: tuple[int, ...] = _setting(
+        (96, 128, 256, 256, 256, 256), "3D image encoder: its convolutions", low=1
+    )
+    features: int = _setting(1024, "values per view that the 3D image encoder hands on", low=1)
+    code_bits: int = _setting(1024, "K: values of the implicit model's code per view", low=4)
+    pool_padding: bool = _setting(False, "pad the image encoder's poolings (Choy)")
     grid_size: int = _setting(4, "side of the LSTM grid in cells", low=1)
     grid_channels: int = _setting(128, "channels per cell of the LSTM grid", low=1)
+    shared_bias: bool = _setting(False, "all cells of the grid share one bias per gate (Choy)")
+    output_gate: bool = _setting(False, "give the grid an output gate (paper, Eqs. 5 and 8)")
     voxel_channels: tuple[int, ...] = _setting(
         (128, 128, 64, 32), "voxel decoder: its four hidden convolutions", low=1
+    )
+    unpooling: str = _setting(
+        "nearest", "upsampling of the voxel decoder; zeros is Choy's", choices=UNPOOLINGS
     )
 
     log_every: int = _setting(20, "steps between progress lines", low=1, free=True)
@@ -109,21 +240,53 @@ class Config:
                     f"{low}={getattr(self, low)} is above {high}={getattr(self, high)}: "
                     f"raise {high} or lower {low}"
                 )
-        if self.image_size % 16:
-            raise ConfigError(f"image_size must be a multiple of 16. Received: {self.image_size}")
-        for name, length in (("encoder_channels", 3), ("decoder_channels", 4),
-                             ("voxel_channels", 4)):  # fmt: skip
-            if len(getattr(self, name)) != length:
-                raise ConfigError(f"{name} needs {length} numbers. Received: {getattr(self, name)}")
-        if any(channels % 4 for channels in self.decoder_channels):
-            raise ConfigError(
-                "decoder_channels must be multiples of 4, depth-to-space needs them. "
-                f"Received: {self.decoder_channels}"
-            )
+        self._check_widths()
         if list(self.halve_at_epochs) != sorted(set(self.halve_at_epochs)):
             raise ConfigError(
                 f"halve_at_epochs must ascend. Received: {_show(self.halve_at_epochs)}"
             )
+
+    def _check_widths(self) -> None:
+        rnns = {"small_a": (3, 4), "small_b": (3, 4), "original": (4, 5)}[self.codec]
+        lengths = {"encoder_channels": rnns[0], "decoder_channels": rnns[1], "voxel_channels": 4}
+        for name, length in lengths.items():
+            if self.uses(name) and len(getattr(self, name)) != length:
+                raise ConfigError(f"{name} needs {length} numbers. Received: {getattr(self, name)}")
+        if self.uses("codec") and self.image_size % DOWNSAMPLING:
+            raise ConfigError(f"image_size must be a multiple of 16. Received: {self.image_size}")
+        if self.uses("codec") and any(channels % 4 for channels in self.decoder_channels):
+            raise ConfigError(
+                "decoder_channels must be multiples of 4, depth-to-space needs them. "
+                f"Received: {self.decoder_channels}"
+            )
+        halvings = 2 ** len(self.feature_channels)
+        if self.uses("pool_padding") and not self.pool_padding and self.image_size % halvings:
+            raise ConfigError(
+                f"image_size must be a multiple of {halvings}, as feature_channels asks for "
+                f"{len(self.feature_channels)} poolings. Received: {self.image_size}; use another "
+                "size, other feature_channels, or pool_padding"
+            )
+        if self.uses("code_bits") and self.code_bits % 4:
+            raise ConfigError(f"code_bits must be a multiple of 4. Received: {self.code_bits}")
+
+    def uses(self, name: str) -> bool:
+        """Return whether the setting `name` has an effect on the config's system."""
+        return name not in _PARTIAL or name in USES[self.model]
+
+    @property
+    def code_size(self) -> int:
+        """Values per view and iteration; of the implicit model, per view (K). 0: no code."""
+        if self.uses("code_bits"):
+            return self.code_bits
+        return self.uses("codec") * (self.image_size // DOWNSAMPLING) ** 2 * self.code_channels
+
+    def bits_per_view(self, iterations: int = 1) -> int:
+        """Return the nominal size of a view's code; a float counts 32 bits (Sec. IV-C)."""
+        return iterations * self.code_size * (1 if self.binarizer else FLOAT_BITS)
+
+    def rate(self, iterations: int = 1) -> float:
+        """Return raw bits over code bits of a view (Eq. 12)."""
+        return RAW_BITS * self.image_size**2 / self.bits_per_view(iterations)
 
     @property
     def voxel_size(self) -> int:
@@ -170,18 +333,37 @@ def resolve(
     fields = {field.name: field for field in dataclasses.fields(Config)}
     if unknown := set(given) - set(fields):
         raise ConfigError(f"unknown settings: {', '.join(sorted(unknown))}")
-    profile = given.get("profile", fields["profile"].default)
-    _check(fields["profile"], profile)
-    values = {**PROFILES[profile], **given}
+    names = {name: given.get(name, fields[name].default) for name in ("model", "profile", "codec")}
+    for name, value in names.items():
+        _check(fields[name], value)
+    model, profile, codec = names.values()
+    layers = {
+        f"model {model}": MODELS[model],
+        f"profile {profile}": {**PROFILES[profile], **CODEC_WIDTHS[codec][profile]},
+    }
+    values: dict[str, Any] = {}
     origin_of = {name: "default" for name in fields}
-    origin_of |= {name: f"profile {profile}" for name in PROFILES[profile]}
+    for origin, layer in layers.items():
+        values |= layer
+        origin_of |= {name: origin for name in layer}
     origin_of |= {name: (origins or {}).get(name, "given") for name in given}
-    return Config(**values), origin_of
+    config = Config(**{**values, **given})
+    for name, value in given.items():
+        if not config.uses(name):
+            raise ConfigError(
+                f"{name}={_show(value)} ({origin_of[name]}) has no effect on model {model}: "
+                "leave it out"
+            )
+    return config, origin_of
 
 
 def describe(config: Config, origins: Mapping[str, str]) -> str:
-    """Return the table `name  value  origin`, one line per setting."""
-    rows = [(name, _show(value), origins[name]) for name, value in config.to_json().items()]
+    """Return the table `name  value  origin`, one line per setting that has an effect."""
+    rows = [
+        (name, _show(value), origins[name])
+        for name, value in config.to_json().items()
+        if config.uses(name)
+    ]
     name_width, value_width = (max(len(row[i]) for row in rows) for i in (0, 1))
     return "\n".join(f"  {n:<{name_width}}  {v:<{value_width}}  {o}" for n, v, o in rows)
 
@@ -199,7 +381,7 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 def _check(field: dataclasses.Field, value: Any) -> None:
     values = value if isinstance(field.default, tuple) else (value,)
-    wanted = type(field.default[0] if isinstance(field.default, tuple) else field.default)
+    wanted = field.metadata["type"]
     if isinstance(field.default, tuple) and not isinstance(value, tuple):
         raise ConfigError(f"{field.name} must be a tuple of {wanted.__name__}. Received: {value!r}")
     for item in values:

@@ -8,7 +8,7 @@ before, and every worker draws the same minibatch and keeps its own rows.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfjoint.config import Config, ConfigError
-from tfjoint.records import RecordSet
+from tfjoint.records import MANIFEST, ObjectRecord, RecordError, RecordSet, read_manifest
 
 DEMO = Path(__file__).parent / "demo"
 """The embedded record set."""
@@ -28,12 +28,42 @@ TEST_GREY = 240 / 255
 _ORDER, _MINIBATCH = 0, 1
 
 
+class Split:
+    """The objects of one split of a record directory; of JPEG 2000 views, at several rates.
+
+    Raises `RecordError` where the record sets of the rates do not hold the same objects.
+    """
+
+    def __init__(self, sets: Sequence[RecordSet], rates: Sequence[float] = ()) -> None:
+        self._sets = tuple(sets)
+        self.rates = tuple(rates)
+        """The rates of JPEG 2000 views, one record set each; () for raw views."""
+        first, *others = self._sets
+        self.manifest = first.manifest
+        self.objects = first.objects
+        digests = [records.data_sha256 for records in self._sets]
+        self.data_sha256 = digests[0] if not others else _sha256_of(*digests)
+        for other in others:
+            if [o.object_id for o in other.objects] != [o.object_id for o in self.objects]:
+                raise RecordError(
+                    f"{other.directory} does not hold the objects of {first.directory} in their "
+                    "order: build both from the same records"
+                )
+
+    def __len__(self) -> int:
+        return len(self.objects)
+
+    def record(self, index: int, rate_index: int = 0) -> ObjectRecord:
+        """Return object `index`, with its views at `rates[rate_index]` where there are rates."""
+        return self._sets[rate_index].record(index)
+
+
 def record_directory(config: Config) -> Path:
     """Return where the records of `config.data` lie."""
     return DEMO if config.data == "demo" else Path(config.data)
 
 
-def open_split(config: Config, split: str, views: int | None = None) -> RecordSet:
+def open_split(config: Config, split: str, views: int | None = None) -> Split:
     """Open one split of the config's records and check that the config fits them.
 
     Args:
@@ -43,11 +73,11 @@ def open_split(config: Config, split: str, views: int | None = None) -> RecordSe
 
     Raises:
       RecordError: the records are missing or damaged.
-      ConfigError: image, grid or number of views do not fit the records.
+      ConfigError: image, grid, number of views, rates or background do not fit the records.
     """
-    records = RecordSet(record_directory(config), split)
-    manifest = records.manifest
-    if manifest.voxel_size != config.voxel_size:
+    opened = _open_rates(config, split) if config.uses("rates") else _open_raw(config, split)
+    manifest = opened.manifest
+    if config.uses("grid_size") and manifest.voxel_size != config.voxel_size:
         size, rest = divmod(manifest.voxel_size, 8)
         advice = "use other records" if rest else f"set grid_size={size}"
         raise ConfigError(
@@ -65,7 +95,38 @@ def open_split(config: Config, split: str, views: int | None = None) -> RecordSe
             f"{name}={wanted}, but the records hold {manifest.views} views per object: set {name} "
             f"to at most {manifest.views}"
         )
-    return records
+    coded_over = manifest.jpeg2000.get("background", config.background)
+    if coded_over != config.background:
+        raise ConfigError(
+            f"background={config.background}, but the JPEG 2000 views were coded over "
+            f"{coded_over}: set background={coded_over}, or build them again"
+        )
+    return opened
+
+
+def _open_raw(config: Config, split: str) -> Split:
+    return Split([RecordSet(record_directory(config), split)])
+
+
+def _open_rates(config: Config, split: str) -> Split:
+    """Open the record sets of the config's rates, in sub-directories named by their rate."""
+    root = record_directory(config)
+    found = {}
+    for path in root.glob(f"*/{MANIFEST}"):
+        if rate := read_manifest(path.parent).jpeg2000.get("rate"):
+            found[float(rate)] = path.parent
+    if not found:
+        raise ConfigError(
+            f"{root} holds no JPEG 2000 views: make them from a record directory with "
+            "python -m data_tools.build_jpeg2000, and name the result with --data"
+        )
+    rates = sorted(config.rates or found)
+    if missing := [rate for rate in rates if rate not in found]:
+        raise ConfigError(
+            f"rates={','.join(f'{r:g}' for r in missing)} are not in {root}; it holds "
+            f"{','.join(f'{r:g}' for r in sorted(found))}"
+        )
+    return Split([RecordSet(found[rate], split) for rate in rates], rates)
 
 
 class Minibatch(NamedTuple):
@@ -80,10 +141,12 @@ class Minibatch(NamedTuple):
     backgrounds: np.ndarray
     """[B, V, 3] colour behind the object, in [0, 1]."""
     iterations: int
+    rate_index: int
+    """Which of the records' rates the views have; 0 where they have none."""
 
 
 def draw_minibatch(
-    config: Config, objects: int, views: int, stored_size: int, step: int
+    config: Config, objects: int, views: int, stored_size: int, step: int, rates: int = 1
 ) -> Minibatch:
     """Return the minibatch of `step`: a pure function of the config's seed and the step.
 
@@ -95,21 +158,25 @@ def draw_minibatch(
       views: number of views stored per object.
       stored_size: side of the stored views in pixels.
       step: from 0.
+      rates: number of rates at which the views are stored.
     """
     batch = config.batch_size
     position = np.arange(step * batch, (step + 1) * batch)
     orders = {epoch: _permutation(config.seed, epoch, objects) for epoch in position // objects}
     chosen = np.array([orders[p // objects][p % objects] for p in position])
 
-    bits = _bits(config.seed, _MINIBATCH, step, 2 + batch * views * 4)
+    bits = _bits(config.seed, _MINIBATCH, step, 3 + batch * views * 4)
     view_count = _integer(bits[0], config.views_min, config.views_max)
     iterations = _integer(bits[1], config.iterations_min, config.iterations_max)
-    order, *draws = bits[2:].reshape(4, batch, views)
+    rate_index = _integer(bits[-1], 0, rates - 1)
+    order, *draws = bits[2:-1].reshape(4, batch, views)
     view_ids = np.argsort(order, axis=1, kind="stable")[:, :view_count]
     rows, columns, greys = (draw[:, :view_count] for draw in draws)
     offsets = np.stack([rows, columns], -1) % np.uint64(stored_size - config.image_size + 1)
     backgrounds = _backgrounds(config.background, (225 + greys % np.uint64(31)) / 255)
-    return Minibatch(chosen, view_ids, offsets.astype(np.int32), backgrounds, int(iterations))
+    return Minibatch(
+        chosen, view_ids, offsets.astype(np.int32), backgrounds, iterations, rate_index
+    )
 
 
 class Replicas(NamedTuple):
@@ -134,7 +201,7 @@ def rows_per_replica(config: Config, replicas: int) -> int:
 
 
 def training_dataset(
-    config: Config, records: RecordSet, start: int, stop: int, replicas: Replicas = ONE_REPLICA
+    config: Config, records: Split, start: int, stop: int, replicas: Replicas = ONE_REPLICA
 ) -> tf.data.Dataset:
     """Return the minibatches of steps `start` to `stop`, one element per step and local replica.
 
@@ -151,9 +218,16 @@ def training_dataset(
     def fetch(element: np.ndarray) -> tuple:
         step, replica = divmod(int(element), replicas.local)
         step, first = step + start, (replica + replicas.first) * rows
-        drawn = draw_minibatch(config, len(records), manifest.views, manifest.image_size, step)
+        drawn = draw_minibatch(
+            config,
+            len(records),
+            manifest.views,
+            manifest.image_size,
+            step,
+            rates=len(records.rates) or 1,
+        )
         mine = slice(first, first + rows)
-        read = [records.record(index) for index in drawn.objects[mine]]
+        read = [records.record(index, drawn.rate_index) for index in drawn.objects[mine]]
         views = drawn.views[mine]
         images = [[record.views[v] for v in ids] for record, ids in zip(read, views)]
         voxels = np.stack([record.voxels for record in read]).astype(np.float32)
@@ -226,10 +300,17 @@ class Example(NamedTuple):
     """[V, H, W, 3] float32 in [0, 1]."""
     voxels: np.ndarray
     """[D, D, D] bool."""
+    code_bytes: np.ndarray | None
+    """[V, 3] of JPEG 2000 views, columns as in `records.CODE_BYTE_FIELDS`."""
 
 
 def evaluation_examples(
-    config: Config, records: RecordSet, views: int, seed: int, indices: Iterable[int] | None = None
+    config: Config,
+    records: Split,
+    views: int,
+    seed: int,
+    indices: Iterable[int] | None = None,
+    rate_index: int = 0,
 ) -> Iterator[Example]:
     """Yield objects, all in record order or those of `indices`, cropped in the centre.
 
@@ -239,13 +320,20 @@ def evaluation_examples(
     offsets = np.full([1, views, 2], (stored - config.image_size) // 2, np.int32)
     backgrounds = _backgrounds(config.background, np.full([1, views], TEST_GREY))
     for index in range(len(records)) if indices is None else indices:
-        record = records.record(index)
+        record = records.record(index, rate_index)
         ids = evaluation_views(seed, record.object_id, len(record.views), views)
         encoded = np.array([[record.views[i] for i in ids]], object)
         images = decode_views(
             tf.constant(encoded), offsets, backgrounds.astype(np.float32), config.image_size
         )
-        yield Example(record.category, record.object_id, ids, images[0].numpy(), record.voxels)
+        yield Example(
+            category=record.category,
+            object_id=record.object_id,
+            view_ids=ids,
+            images=images[0].numpy(),
+            voxels=record.voxels,
+            code_bytes=None if record.code_bytes is None else record.code_bytes[list(ids)],
+        )
 
 
 def evaluation_views(seed: int, object_id: str, stored: int, views: int) -> tuple[int, ...]:
@@ -271,6 +359,10 @@ def _bits(seed: int, stream: int, step: int, count: int) -> np.ndarray:
         key=np.array([seed, stream], np.uint64), counter=np.array([0, step, 0, 0], np.uint64)
     )
     return generator.random_raw(count)
+
+
+def _sha256_of(*texts: str) -> str:
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()
 
 
 def _integer(bits: np.uint64, low: int, high: int) -> int:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from absl import flags
@@ -20,8 +20,7 @@ from tfjoint import entry, files, metrics, provenance, report
 from tfjoint.config import Config, ConfigError
 
 if TYPE_CHECKING:
-    from tfjoint.dataset import Example
-    from tfjoint.records import RecordSet
+    from tfjoint.dataset import Example, Split
 
 THRESHOLDS = (0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5)
 POOLED_OBJECTS = 6
@@ -46,11 +45,36 @@ class Protocol:
     split: str = "test"
     views: int = 5
     iterations: int = 8
+    """Most iterations, of a system that has iterations."""
     seed: int = 0
 
 
+class Measured(NamedTuple):
+    """What is measured of one object at one rate; None where a system does not make it."""
+
+    iou: float | None = None
+    overlap: tuple[int, int] | None = None
+    """Voxels in the intersection and in the union."""
+    by_threshold: tuple[float, ...] | None = None
+    l_3d: float | None = None
+    average_precision: float | None = None
+    """NaN of an empty grid."""
+    l_comp: float | None = None
+    psnr_db: float | None = None
+
+
+class Point(NamedTuple):
+    """One rate of a system, and what was measured of every object there."""
+
+    iterations: int | None
+    bits_per_view: int | None
+    rate: dict[str, float | None]
+    """Raw bits over: "nominal" code bits; of JPEG 2000 also real "payload" and "file" bits."""
+    measured: list[Measured]
+
+
 def evaluate(export: Path, config: Config, description: dict, protocol: Protocol) -> dict:
-    """Return {"rows": one result per number of iterations, "baselines": ...} of an export.
+    """Return {"rows": one result per rate, "baselines": ...} of an export.
 
     L_comp and PSNR are of the images as the export decodes them, clipped to [0, 1].
 
@@ -60,12 +84,34 @@ def evaluate(export: Path, config: Config, description: dict, protocol: Protocol
       description: what the export says of itself.
       protocol: split, views, iterations, seed.
     """
-    from tfjoint.dataset import evaluation_examples, open_split
+    from tfjoint.dataset import evaluation_examples, evaluation_views, open_split
 
     start = time.monotonic()
     test, train = (open_split(config, name, protocol.views) for name in (protocol.split, "train"))
-    examples = list(evaluation_examples(config, test, protocol.views, protocol.seed))
-    measured = list(_measure(export, examples, protocol.iterations))
+    signatures = _load(export)
+    points = _measure(signatures, config, protocol, test)
+    # Of the first rate; nothing of this but the images depends on it.
+    examples = evaluation_examples(config, test, protocol.views, protocol.seed)
+    against = baselines(
+        config,
+        train,
+        examples,
+        protocol.views,
+        shapes="reconstruct" in signatures,
+        images="decode" in signatures,
+    )
+    objects = [
+        {
+            "id": entry.object_id,
+            "category": entry.category,
+            "views": list(
+                evaluation_views(
+                    protocol.seed, entry.object_id, test.manifest.views, protocol.views
+                )
+            ),
+        }
+        for entry in test.objects
+    ]
     common = {
         "system": config.model,
         "profile": config.profile,
@@ -85,113 +131,180 @@ def evaluate(export: Path, config: Config, description: dict, protocol: Protocol
         "versions": provenance.versions(),
         "machine": provenance.machine(),
     }
-    rows = [
-        {**common, **_row(config, examples, measured, t)} for t in range(1, protocol.iterations + 1)
-    ]
+    rows = [{**common, **_row(point, objects)} for point in points]
     for row in rows:
         row["wall_seconds"] = round(time.monotonic() - start, 1)
-    return {"rows": rows, "baselines": baselines(config, train, examples)}
+    return {"rows": rows, "baselines": against}
 
 
-def baselines(config: Config, train: RecordSet, examples: Sequence[Example]) -> dict[str, Any]:
+def baselines(
+    config: Config,
+    train: Split,
+    examples: Iterable[Example],
+    views: int,
+    shapes: bool,
+    images: bool,
+) -> dict[str, Any]:
     """Return what needs no network: an mIoU or a PSNR means little without them.
 
     mean_shape: the mean training grid, at the threshold that is best on the training grids.
     best_training_grid: the training grid nearest to each test grid (an oracle).
     mean_colour: the mean colour of the training views as every view.
+
+    Args:
+      config: as it was trained.
+      train: the training objects.
+      examples: the test objects.
+      views: views per object, of training objects too.
+      shapes: whether the first two are wanted.
+      images: whether the last is wanted.
     """
     from tfjoint.dataset import evaluation_examples
 
-    views = len(examples[0].view_ids)
-    grids, colours = [], []
-    for example in evaluation_examples(config, train, views, seed=0):
-        grids.append(np.packbits(example.voxels))
-        colours.append(example.images.mean(axis=(0, 1, 2), dtype=np.float64))
-    side = examples[0].voxels.shape
-    training = np.unpackbits(np.array(grids), axis=1).astype(bool).reshape(-1, *side)
-    mean = training.mean(axis=0)
-    threshold = max(THRESHOLDS, key=lambda t: metrics.iou(mean, training, t).mean())
-    truth = np.stack([example.voxels for example in examples])
-    shape_ious = metrics.iou(mean, truth, threshold)
-    images = np.stack([example.images for example in examples])
-    colour = np.mean(colours, axis=0)
-    return {
-        "training_objects": len(training),
-        "mean_shape": {"threshold": threshold, **_mean_std(shape_ious)},
-        "best_training_grid": _mean_std(_best_ious(truth, training)),
-        "mean_colour": {
-            "rgb": [round(float(c), 6) for c in colour],
-            "psnr_db": float(metrics.psnr(images, np.broadcast_to(colour, images.shape)).mean()),
-        },
-    }
+    found: dict[str, Any] = {"training_objects": len(train)}
+    if images:
+        colours = [
+            example.images.mean(axis=(0, 1, 2), dtype=np.float64)
+            for example in evaluation_examples(config, train, views, seed=0)
+        ]
+        colour = np.mean(colours, axis=0)
+    grids, psnr = [], []
+    for example in examples:
+        grids.append(example.voxels)
+        if images:
+            mean = np.broadcast_to(colour, example.images.shape)
+            psnr.append(metrics.psnr(example.images, mean).mean())
+    if shapes:
+        training = np.stack([train.record(index).voxels for index in range(len(train))])
+        shape, truth = training.mean(axis=0), np.stack(grids)
+        threshold = max(THRESHOLDS, key=lambda t: metrics.iou(shape, training, t).mean())
+        ious = metrics.iou(shape, truth, threshold)
+        found["mean_shape"] = {"threshold": threshold, **_mean_std(ious)}
+        found["best_training_grid"] = _mean_std(_best_ious(truth, training))
+    if images:
+        rgb = [round(float(c), 6) for c in colour]
+        found["mean_colour"] = {"rgb": rgb, "psnr_db": float(np.mean(psnr))}
+    return found
 
 
-def _measure(export: Path, examples: Sequence[Example], iterations: int) -> Iterator[dict]:
-    """Yield, per object, occupancy [T, D, D, D], L_comp [V, T] and PSNR [V, T]."""
+def _load(export: Path) -> Mapping[str, Any]:
     import tensorflow as tf
 
     from tfjoint.export import ExportError
 
     try:
-        signatures = tf.saved_model.load(str(export)).signatures
+        return tf.saved_model.load(str(export)).signatures
     except Exception as error:  # of many kinds, from OSError to IndexError
         reason = str(error).splitlines()[0][:200]
         raise ExportError(f"{export} is damaged ({reason}): export the run again") from error
-    for example in examples:
-        images = tf.constant(example.images[np.newaxis])
-        codes = signatures["encode"](images=images, iterations=tf.constant(iterations))["codes"]
-        decoded = signatures["decode"](codes=codes)["images"].numpy()[0]  # [V, T, H, W, 3]
-        original = example.images[:, np.newaxis]
-        yield {
+
+
+def _measure(
+    signatures: Mapping[str, Any], config: Config, protocol: Protocol, test: Split
+) -> list[Point]:
+    """Return the system's points: one per iteration, per JPEG 2000 rate, or one."""
+    from tfjoint.dataset import evaluation_examples
+
+    if test.rates:
+        raw_bytes = 3 * test.manifest.image_size**2
+        points = []
+        for index, rate in enumerate(test.rates):
+            found, sizes = [], []
+            for example in evaluation_examples(
+                config, test, protocol.views, protocol.seed, rate_index=index
+            ):
+                found += _measure_object(signatures, config, example, 1)
+                assert example.code_bytes is not None, "JPEG 2000 records say their sizes"
+                sizes.append(example.code_bytes)
+            _, file, payload = np.mean(np.concatenate(sizes), axis=0)
+            rates = {"nominal": rate, "payload": raw_bytes / payload, "file": raw_bytes / file}
+            points.append(Point(None, None, rates, found))
+        return points
+    examples = evaluation_examples(config, test, protocol.views, protocol.seed)
+    by_object = [_measure_object(signatures, config, e, protocol.iterations) for e in examples]
+    iterative = config.uses("iterations_max")
+    return [
+        Point(
+            iterations=t if iterative else None,
+            bits_per_view=config.bits_per_view(t) if config.code_size else None,
+            rate={"nominal": config.rate(t) if config.code_size else None},
+            measured=list(measured),
+        )
+        for t, measured in enumerate(zip(*by_object), start=1)
+    ]
+
+
+def _measure_object(
+    signatures: Mapping[str, Any], config: Config, example: Example, iterations: int
+) -> list[Measured]:
+    """Return what is measured of one object: one item per iteration, or one."""
+    import tensorflow as tf
+
+    images = tf.constant(example.images[np.newaxis])
+    if not config.code_size:
+        return [_measured_shape(signatures["reconstruct"](images=images), example)]
+    if not config.uses("iterations_max"):
+        codes = signatures["encode"](images=images)["codes"]
+        return [_measured_shape(signatures["reconstruct"](codes=codes), example)]
+    codes = signatures["encode"](images=images, iterations=tf.constant(iterations))["codes"]
+    decoded = signatures["decode"](codes=codes)["images"].numpy()[0]  # [V, T, H, W, 3]
+    original = np.broadcast_to(example.images[:, np.newaxis], decoded.shape)
+    l_comp = np.abs(original - decoded).mean(axis=(-3, -2, -1))  # [V, T]
+    psnr = metrics.psnr(original, decoded)
+    found = []
+    for t in range(1, iterations + 1):
+        shape = Measured()
+        if "reconstruct" in signatures:
             # A code is a prefix of a longer one: iteration t does not know how many follow.
-            "occupancy": np.concatenate(
-                [
-                    signatures["reconstruct"](codes=codes[:, :, :t])["occupancy"].numpy()
-                    for t in range(1, iterations + 1)
-                ]
-            ),
-            "l_comp": np.abs(original - decoded).mean(axis=(-3, -2, -1)),
-            "psnr": metrics.psnr(np.broadcast_to(original, decoded.shape), decoded),
-        }
+            shape = _measured_shape(signatures["reconstruct"](codes=codes[:, :, :t]), example)
+        found.append(
+            shape._replace(l_comp=float(l_comp[:, :t].mean()), psnr_db=float(psnr[:, t - 1].mean()))
+        )
+    return found
 
 
-def _row(
-    config: Config, examples: Sequence[Example], measured: Sequence[dict], iterations: int
-) -> dict[str, Any]:
-    probabilities = np.stack([result["occupancy"][iterations - 1] for result in measured])
-    truth = np.stack([example.voxels for example in examples])
-    ious = metrics.iou(probabilities, truth)
-    categories = np.array([example.category for example in examples])
-    classes = {name: float(ious[categories == name].mean()) for name in sorted(set(categories))}
-    precision = [metrics.average_precision(p, v) for p, v in zip(probabilities, truth)]
-    bits = iterations * (config.image_size // 16) ** 2 * config.code_channels
+def _measured_shape(result: Mapping[str, Any], example: Example) -> Measured:
+    probabilities, voxels = result["occupancy"].numpy()[0], example.voxels
+    intersection, union = metrics.overlap(probabilities, voxels)
+    return Measured(
+        iou=float(metrics.iou(probabilities, voxels)),
+        overlap=(int(intersection), int(union)),
+        by_threshold=tuple(float(metrics.iou(probabilities, voxels, t)) for t in THRESHOLDS),
+        l_3d=float(metrics.cross_entropy(probabilities, voxels)),
+        average_precision=metrics.average_precision(probabilities, voxels),
+    )
+
+
+def _row(point: Point, objects: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    columns = {name: [getattr(m, name) for m in point.measured] for name in Measured._fields}
+    categories = [entry["category"] for entry in objects]
     return {
-        "iterations": iterations,
-        "bits_per_view": bits,
-        "rate": {"nominal": config.image_size**2 * 24 / bits},
+        "iterations": point.iterations,
+        "bits_per_view": point.bits_per_view,
+        "rate": point.rate,
         "threshold": metrics.THRESHOLD,
-        "iou": {
-            **_mean_std(ious),
-            "class_mean": float(np.mean(list(classes.values()))),
-            "per_class": classes,
-            "pooled_6": metrics.pooled_iou(probabilities, truth, POOLED_OBJECTS),
-            "by_threshold": {
-                str(t): float(metrics.iou(probabilities, truth, t).mean()) for t in THRESHOLDS
-            },
-        },
-        "l_3d": float(metrics.cross_entropy(probabilities, truth).mean()),
-        "average_precision": _mean_of_defined(precision),
-        "l_comp": float(np.mean([result["l_comp"][:, :iterations] for result in measured])),
-        "psnr_db": float(np.mean([result["psnr"][:, iterations - 1] for result in measured])),
+        "iou": None if None in columns["iou"] else _iou(columns, categories),
+        "l_3d": _mean(columns["l_3d"]),
+        "average_precision": _mean(columns["average_precision"]),
+        "l_comp": _mean(columns["l_comp"]),
+        "psnr_db": _mean(columns["psnr_db"]),
         "objects": [
-            {
-                "id": example.object_id,
-                "category": example.category,
-                "views": list(example.view_ids),
-                "iou": float(iou),
-            }
-            for example, iou in zip(examples, ious)
+            {**entry, "iou": measured.iou, "psnr_db": measured.psnr_db}
+            for entry, measured in zip(objects, point.measured)
         ],
+    }
+
+
+def _iou(columns: Mapping[str, Sequence[Any]], categories: Sequence[str]) -> dict[str, Any]:
+    ious, names = np.array(columns["iou"]), np.array(categories)
+    classes = {name: float(ious[names == name].mean()) for name in sorted(set(categories))}
+    means = np.mean(columns["by_threshold"], axis=0)
+    return {
+        **_mean_std(ious),
+        "class_mean": float(np.mean(list(classes.values()))),
+        "per_class": classes,
+        "pooled_6": metrics.pooled_iou(np.array(columns["overlap"]), POOLED_OBJECTS),
+        "by_threshold": {str(t): float(mean) for t, mean in zip(THRESHOLDS, means)},
     }
 
 
@@ -199,9 +312,9 @@ def _mean_std(ious: np.ndarray) -> dict[str, float]:
     return {"mean": float(ious.mean()), "std": float(ious.std()), "objects": len(ious)}
 
 
-def _mean_of_defined(values: Sequence[float]) -> float | None:
+def _mean(values: Sequence[float | None]) -> float | None:
     # An empty grid has no average precision, and JSON has no NaN.
-    defined = [value for value in values if not np.isnan(value)]
+    defined = [value for value in values if value is not None and not np.isnan(value)]
     return float(np.mean(defined)) if defined else None
 
 
@@ -244,6 +357,8 @@ def main(argv: Sequence[str]) -> None:
     config = Config.from_json(description["config"])
     if values.data:
         config = dataclasses.replace(config, data=values.data)
+    if values.iterations and not config.uses("iterations_max"):
+        raise ConfigError(f"iterations={values.iterations} has no effect on model {config.model}")
     if values.views < 1 or values.iterations < 0 or values.seed < 0:
         raise ConfigError(
             "views must be at least 1, iterations and seed at least 0. "

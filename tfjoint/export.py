@@ -7,12 +7,20 @@
         decode:      codes -> images [B, V, T, H, W, 3] float32 in [0, 1], after each iteration
         assets.extra/tfjoint.json   config, step, data hash, code revision
 
-Any number of objects, views and iterations. An export is reloaded in a process that cannot import
-tfjoint and compared with the model before it gets its version number.
+Any number of objects, views and iterations. A system has the signatures that it can serve:
+
+    implicit         encode takes no iterations, codes are [B, V, K]; no decode
+    compression      images of any size that is a multiple of 16; no reconstruct
+    reconstruction, jpeg2000     reconstruct alone, and it takes images
+    without binarizer            codes are float32 in [-1, 1]
+
+An export is reloaded in a process that cannot import tfjoint and compared with the model before it
+gets its version number.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -28,12 +36,14 @@ import tensorflow as tf
 
 from tfjoint import files, models
 from tfjoint.checkpoint import Checkpoints
-from tfjoint.config import Config
+from tfjoint.config import DOWNSAMPLING, Config
 from tfjoint.dataset import evaluation_examples, open_split
 from tfjoint.errors import UserError
 from tfjoint.trainer import read_run
 
 DESCRIPTION = Path("assets.extra") / "tfjoint.json"
+ORDER = ("encode", "reconstruct", "decode")
+"""The signatures in the order in which one takes what another makes."""
 TOLERANCE = 1e-6
 CHECKED_OBJECTS, CHECKED_VIEWS, CHECKED_ITERATIONS = 2, 3, 3
 
@@ -43,42 +53,95 @@ class ExportError(UserError):
 
 
 class Signatures(tf.Module):
-    """The signatures of a direct model; holds its variables and nothing of Keras."""
+    """The signatures of a model; holds its variables and nothing of Keras."""
 
     def __init__(self, model: tf.keras.Model, config: Config) -> None:
         super().__init__()
         self.weights = models.variables(model)
-        size, side = config.image_size, model.code_side
-        images = tf.TensorSpec([None, None, size, size, 3], tf.float32, "images")
-        codes = tf.TensorSpec(
-            [None, None, None, side, side, config.code_channels], tf.int8, "codes"
-        )
-        iterations = tf.TensorSpec([], tf.int32, "iterations")
-        empty = "codes must hold at least one object, one view and one iteration"
-
-        @tf.function(input_signature=[images, iterations])
-        def encode(images, iterations):
-            in_range = tf.reduce_all((images >= 0) & (images <= 1))  # which NaN is not
-            images = _require(images, in_range, "images must be in [0, 1]")
-            iterations = _require(iterations, iterations >= 1, "iterations must be at least 1")
-            return {"codes": tf.cast(model.encode(images, iterations), tf.int8)}
-
-        @tf.function(input_signature=[codes])
-        def reconstruct(codes):
-            codes = _require(codes, tf.size(codes) > 0, empty)
-            return {"occupancy": tf.sigmoid(model.occupancy(codes))}
-
-        @tf.function(input_signature=[codes])
-        def decode(codes):
-            codes = _require(codes, tf.size(codes) > 0, empty)
-            return {"images": tf.clip_by_value(model.decode(codes), 0, 1)}
-
-        self.encode, self.reconstruct, self.decode = encode, reconstruct, decode
-
-    @property
-    def by_name(self) -> dict[str, tf.types.experimental.GenericFunction]:
+        self.by_name: dict[str, tf.types.experimental.GenericFunction] = {}
         """The signatures by the name they are served under."""
-        return {"encode": self.encode, "reconstruct": self.reconstruct, "decode": self.decode}
+        images, codes = _image_spec(config), _code_spec(config)
+        if codes is None:
+            self.by_name["reconstruct"] = _reconstruct_images(model, images)
+            return
+        encode = _encode_iterations if config.uses("iterations_max") else _encode
+        self.by_name["encode"] = encode(model, images, codes.dtype)
+        if config.uses("grid_size"):
+            self.by_name["reconstruct"] = _reconstruct_codes(model, codes)
+        if config.uses("codec"):
+            self.by_name["decode"] = _decode(model, codes)
+
+
+def _image_spec(config: Config) -> tf.TensorSpec:
+    # A codec alone is fully convolutional; every other network expects one size.
+    size = config.image_size if config.uses("grid_size") else None
+    return tf.TensorSpec([None, None, size, size, 3], tf.float32, "images")
+
+
+def _code_spec(config: Config) -> tf.TensorSpec | None:
+    dtype = tf.int8 if config.binarizer else tf.float32
+    if config.uses("code_bits"):
+        return tf.TensorSpec([None, None, config.code_bits], dtype, "codes")
+    if config.uses("codec"):
+        side = config.image_size // DOWNSAMPLING if config.uses("grid_size") else None
+        shape = [None, None, None, side, side, config.code_channels]
+        return tf.TensorSpec(shape, dtype, "codes")
+    return None
+
+
+def _encode(model: tf.keras.Model, images: tf.TensorSpec, dtype: tf.DType):
+    @tf.function(input_signature=[images])
+    def encode(images):
+        return {"codes": tf.cast(model.encode(_checked(images)), dtype)}
+
+    return encode
+
+
+def _encode_iterations(model: tf.keras.Model, images: tf.TensorSpec, dtype: tf.DType):
+    @tf.function(input_signature=[images, tf.TensorSpec([], tf.int32, "iterations")])
+    def encode(images, iterations):
+        iterations = _require(iterations, iterations >= 1, "iterations must be at least 1")
+        images = _checked(images)
+        whole = tf.reduce_all(tf.shape(images)[2:4] % DOWNSAMPLING == 0)
+        images = _require(images, whole, "height and width must be multiples of 16")
+        return {"codes": tf.cast(model.encode(images, iterations), dtype)}
+
+    return encode
+
+
+def _reconstruct_codes(model: tf.keras.Model, codes: tf.TensorSpec):
+    @tf.function(input_signature=[codes])
+    def reconstruct(codes):
+        return {"occupancy": tf.sigmoid(model.occupancy(_not_empty(codes)))}
+
+    return reconstruct
+
+
+def _reconstruct_images(model: tf.keras.Model, images: tf.TensorSpec):
+    @tf.function(input_signature=[images])
+    def reconstruct(images):
+        views = _require(images, tf.size(images) > 0, "images must hold an object and a view")
+        return {"occupancy": tf.sigmoid(model.occupancy(_checked(views)))}
+
+    return reconstruct
+
+
+def _decode(model: tf.keras.Model, codes: tf.TensorSpec):
+    @tf.function(input_signature=[codes])
+    def decode(codes):
+        return {"images": tf.clip_by_value(model.decode(_not_empty(codes)), 0, 1)}
+
+    return decode
+
+
+def _checked(images: tf.Tensor) -> tf.Tensor:
+    in_range = tf.reduce_all((images >= 0) & (images <= 1))  # which NaN is not
+    return _require(images, in_range, "images must be in [0, 1]")
+
+
+def _not_empty(codes: tf.Tensor) -> tf.Tensor:
+    message = "codes must hold at least one object, one view and one iteration"
+    return _require(codes, tf.size(codes) > 0, message)
 
 
 def export_run(run: Path) -> Path:
@@ -90,7 +153,8 @@ def export_run(run: Path) -> Path:
       ExportError: the run has no checkpoint, or the reloaded export differs from the model.
     """
     description = read_run(run)
-    config = Config.from_json(description["config"])
+    # Recomputation serves gradients alone, and theirs cannot be saved.
+    config = dataclasses.replace(Config.from_json(description["config"]), recompute=False)
     model = models.create(config)
     weights = tf.train.Checkpoint(weights=models.variables(model))
     step = Checkpoints(run / "checkpoints", weights).restore(partial=True)
@@ -154,7 +218,7 @@ def check_export(export: Path, signatures: Signatures, images: np.ndarray) -> No
     """Compare an export, reloaded without tfjoint, with the model on images [B, V, H, W, 3].
 
     Both run on the CPU: a GPU's memory is this process's, and its kernels may differ from run to
-    run. Raises `ExportError` unless codes are equal and probabilities and images are to 1e-6.
+    run. Raises `ExportError` unless bits are equal and everything else is to 1e-6.
     """
     with tf.device("/CPU:0"):
         expected = _run_signatures(signatures.by_name, images)
@@ -172,7 +236,7 @@ def check_export(export: Path, signatures: Signatures, images: np.ndarray) -> No
             )
         found = dict(np.load(outputs))
     for name, value in expected.items():
-        tolerance = 0 if name == "codes" else TOLERANCE
+        tolerance = 0 if value.dtype == np.int8 else TOLERANCE
         difference = np.max(np.abs(found[name].astype(np.float64) - value))
         if not difference <= tolerance:
             raise ExportError(
@@ -182,29 +246,34 @@ def check_export(export: Path, signatures: Signatures, images: np.ndarray) -> No
 
 
 def _run_signatures(by_name: Mapping[str, Any], images: np.ndarray) -> dict[str, np.ndarray]:
-    codes = by_name["encode"](tf.constant(images), tf.constant(CHECKED_ITERATIONS))["codes"]
-    return {
-        "codes": codes.numpy(),
-        "occupancy": by_name["reconstruct"](codes)["occupancy"].numpy(),
-        "images": by_name["decode"](codes)["images"].numpy(),
-    }
+    """Run all signatures one after the other and return what they make, by name."""
+    values = {"images": tf.constant(images), "iterations": tf.constant(CHECKED_ITERATIONS)}
+    made: dict[str, tf.Tensor] = {}
+    for name in ORDER:
+        if name in by_name:
+            results = by_name[name](*(values[spec.name] for spec in by_name[name].input_signature))
+            made |= results
+            values |= results
+    return {name: value.numpy() for name, value in made.items()}
 
 
 # What a user without tfjoint would write; `None` in sys.modules makes its import fail.
-_RELOAD = """
+_RELOAD = f"""
 import sys
 sys.modules["tfjoint"] = None
 import numpy as np
 import tensorflow as tf
 export, inputs, outputs = sys.argv[1:]
-given = np.load(inputs)
+values = {{name: tf.constant(value) for name, value in np.load(inputs).items()}}
 signatures = tf.saved_model.load(export).signatures
-codes = signatures["encode"](
-    images=tf.constant(given["images"]), iterations=tf.constant(given["iterations"])
-)["codes"]
-occupancy = signatures["reconstruct"](codes=codes)["occupancy"]
-images = signatures["decode"](codes=codes)["images"]
-np.savez(outputs, codes=codes, occupancy=occupancy, images=images)
+made = {{}}
+for name in {ORDER}:
+    if name in signatures:
+        _, wanted = signatures[name].structured_input_signature
+        results = signatures[name](**{{key: values[key] for key in wanted}})
+        made |= results
+        values |= results
+np.savez(outputs, **made)
 """
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -10,6 +11,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from tfjoint.errors import UserError
 
 
 @contextlib.contextmanager
@@ -41,6 +44,24 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 def is_temporary(path: Path) -> bool:
     """Return whether `path` is a name that `replacing` yields: left over where it was killed."""
     return path.name.startswith(".") and path.name.endswith(".tmp")
+
+
+@contextlib.contextmanager
+def only_writer(directory: str | os.PathLike) -> Iterator[None]:
+    """Hold a lock on a directory that exists. Raises `UserError` if another process holds it."""
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UserError(
+                    f"another process writes to {directory}: wait for its end, or choose another "
+                    "directory"
+                ) from error
+        yield
+    finally:
+        os.close(handle)
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:

@@ -16,11 +16,16 @@ def iou(probabilities: np.ndarray, voxels: np.ndarray, threshold: float = THRESH
       voxels: [..., D, D, D] bool.
       threshold: occupied from this probability on.
     """
+    return _ratio(*overlap(probabilities, voxels, threshold))
+
+
+def overlap(
+    probabilities: np.ndarray, voxels: np.ndarray, threshold: float = THRESHOLD
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the number of voxels in intersection and union per object; arguments as of `iou`."""
     found = probabilities >= threshold
     axes = (-3, -2, -1)
-    intersection = np.sum(found & voxels, axis=axes)
-    union = np.sum(found | voxels, axis=axes)
-    return np.where(union == 0, 1.0, intersection / np.maximum(union, 1))
+    return np.sum(found & voxels, axis=axes), np.sum(found | voxels, axis=axes)
 
 
 def cross_entropy(probabilities: np.ndarray, voxels: np.ndarray) -> np.ndarray:
@@ -54,20 +59,20 @@ def psnr(images: np.ndarray, decoded: np.ndarray) -> np.ndarray:
     return -10 * np.log10(np.maximum(error, 1e-10))
 
 
-def pooled_iou(probabilities: np.ndarray, voxels: np.ndarray, objects: int) -> float:
+def pooled_iou(overlaps: np.ndarray, objects: int) -> float:
     """Return the mean over minibatches of the IoU of all voxels of a minibatch together.
 
     The released code of the paper did this with 6 objects until May 2020; the last minibatch may
-    be smaller. Arguments [N, D, D, D] as in `iou`.
+    be smaller.
+
+    Args:
+      overlaps: [N, 2], intersection and union of each object as `overlap` counts them.
+      objects: number of objects in a minibatch.
     """
-    starts = range(0, len(voxels), objects)
-    side = voxels.shape[-1]
-    # A minibatch's grids end to end are one grid to `iou`.
-    pooled = [
-        iou(
-            probabilities[i : i + objects].reshape(-1, side, side),
-            voxels[i : i + objects].reshape(-1, side, side),
-        )
-        for i in starts
-    ]
-    return float(np.mean(pooled))
+    starts = range(0, len(overlaps), objects)
+    pooled = np.array([overlaps[i : i + objects].sum(axis=0) for i in starts])
+    return float(np.mean(_ratio(*pooled.T)))
+
+
+def _ratio(intersection: np.ndarray, union: np.ndarray) -> np.ndarray:
+    return np.where(union == 0, 1.0, intersection / np.maximum(union, 1))

@@ -9,12 +9,13 @@ TFRecord's own checksums miss some truncations, so the manifest holds a SHA-256 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +28,8 @@ from tfjoint.errors import UserError
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
+CODE_BYTE_FIELDS = ("asked", "file", "payload")
+"""Bytes of a JPEG 2000 view: what the rate asked for, of the file, of the file without headers."""
 CAMERA_FIELDS = ("azimuth_degrees", "elevation_degrees", "rotation_degrees", "distance_ratio")
 
 # TFRecord framing: length (8 bytes), its CRC (4), the data, its CRC (4).
@@ -58,6 +61,8 @@ class ObjectRecord:
     """[V, 4] float32, columns as in `CAMERA_FIELDS`."""
     voxels: np.ndarray
     """[D, D, D] bool, axes x, y (up), z."""
+    code_bytes: np.ndarray | None = None
+    """[V, 3] int32 of JPEG 2000 views, columns as in `CODE_BYTE_FIELDS`; None of raw views."""
 
 
 class Shard(NamedTuple):
@@ -91,10 +96,14 @@ class Manifest:
     """The settings of the builder that made the records."""
     tool_version: str = ""
     schema: int = SCHEMA_VERSION
+    jpeg2000: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Of JPEG 2000 views: "rate", "mode", "background" and how they were coded; else empty."""
 
     def to_json(self) -> dict[str, Any]:
         fields = dataclasses.asdict(self)
         fields["splits"] = {k: [s._asdict() for s in v] for k, v in self.splits.items()}
+        if not self.jpeg2000:
+            del fields["jpeg2000"]
         return fields
 
 
@@ -120,6 +129,14 @@ def encode_record(record: ObjectRecord) -> bytes:
         "voxel_size": _int64(voxels.shape[0]),
         "voxels": _bytes([np.packbits(voxels).tobytes()]),
     }
+    if record.code_bytes is not None:
+        sizes = np.asarray(record.code_bytes)
+        if sizes.shape != (len(views), len(CODE_BYTE_FIELDS)):
+            raise ValueError(
+                f"{record.object_id}: code_bytes must be [V, {len(CODE_BYTE_FIELDS)}]. "
+                f"Received: {len(views)} views, code_bytes {sizes.shape}"
+            )
+        feature["code_bytes"] = tf.train.Feature(int64_list=tf.train.Int64List(value=sizes.ravel()))
     example = tf.train.Example(features=tf.train.Features(feature=feature))
     return example.SerializeToString(deterministic=True)
 
@@ -140,6 +157,10 @@ def decode_record(serialized: bytes) -> ObjectRecord:
             raise ValueError(f"{len(bits)} bytes of voxels, but voxel_size {size}")
         views = tuple(feature["views"].bytes_list.value)
         cameras = np.array(feature["cameras"].float_list.value, np.float32)
+        sizes = None
+        if "code_bytes" in feature:
+            values = np.array(feature["code_bytes"].int64_list.value, np.int32)
+            sizes = values.reshape(len(views), len(CODE_BYTE_FIELDS))
         return ObjectRecord(
             category=feature["category"].bytes_list.value[0].decode(),
             object_id=feature["object"].bytes_list.value[0].decode(),
@@ -147,6 +168,7 @@ def decode_record(serialized: bytes) -> ObjectRecord:
             views=views,
             cameras=cameras.reshape(len(views), len(CAMERA_FIELDS)),
             voxels=np.unpackbits(bits, count=size**3).astype(bool).reshape(size, size, size),
+            code_bytes=sizes,
         )
     except RecordError:
         raise
@@ -155,6 +177,19 @@ def decode_record(serialized: bytes) -> ObjectRecord:
             f"not a record of schema {SCHEMA_VERSION} ({type(error).__name__}: {error}): "
             "rebuild the records with data_tools"
         ) from error
+
+
+@contextlib.contextmanager
+def writing_shard(path: str | os.PathLike) -> Iterator[Callable[[ObjectRecord], None]]:
+    """Yield the function that writes a record; the shard gets its name when the block succeeds."""
+    with files.replacing(path) as temporary, tf.io.TFRecordWriter(str(temporary)) as writer:
+        yield lambda record: writer.write(encode_record(record))
+
+
+def shard_entry(path: str | os.PathLike, records: int) -> Shard:
+    """Return what the manifest is to say of a shard with so many records."""
+    path = Path(path)
+    return Shard(path.name, records, path.stat().st_size, files.sha256(path))
 
 
 def write_split(
@@ -175,17 +210,14 @@ def write_split(
     for index in range(shards):
         path = directory / f"{split}-{index:05d}-of-{shards:05d}.tfrecord"
         wanted = min(records_per_shard, count - index * records_per_shard)
-        with files.replacing(path) as temporary:
-            with tf.io.TFRecordWriter(str(temporary)) as writer:
-                written = 0
-                for record in islice(iterator, wanted):
-                    writer.write(encode_record(record))
-                    written += 1
+        with writing_shard(path) as write:
+            written = 0
+            for record in islice(iterator, wanted):
+                write(record)
+                written += 1
             if written < wanted:
                 raise ValueError(f"split {split!r}: fewer records than the {count} announced")
-            digest = files.sha256(temporary)
-            size = temporary.stat().st_size
-        entries.append(Shard(path.name, wanted, size, digest))
+        entries.append(shard_entry(path, wanted))
     if next(iterator, None) is not None:
         raise ValueError(f"split {split!r}: more records than the {count} announced")
     return tuple(entries)
@@ -212,6 +244,9 @@ def read_manifest(directory: str | os.PathLike) -> Manifest:
                 "rebuild the records with data_tools of this version"
             )
         _require_types(fields, _TEXTS, _COUNTS)
+        coded = fields.get("jpeg2000", {})
+        if type(coded) is not dict or (coded and type(coded["rate"]) not in (int, float)):
+            raise TypeError(f"jpeg2000 must be empty or say the rate. Received: {coded!r}")
         for shards in fields["splits"].values():
             for shard in shards:
                 _require_types(shard, _SHARD_TEXTS, _SHARD_COUNTS)
@@ -327,6 +362,11 @@ def _require_fit(record: ObjectRecord, manifest: Manifest) -> None:
             f"{record.object_id!r} has {len(record.views)} views and a grid of side "
             f"{len(record.voxels)}, the manifest says {manifest.views} and "
             f"{manifest.voxel_size}: rebuild the records"
+        )
+    if bool(manifest.jpeg2000) != (record.code_bytes is not None):
+        state = "lacks" if manifest.jpeg2000 else "has"
+        raise RecordError(
+            f"{record.object_id!r} {state} code_bytes, against the manifest: rebuild the records"
         )
     for index, view in enumerate(record.views):
         if _png_size(view) != (manifest.image_size, manifest.image_size):

@@ -99,11 +99,13 @@ def _value(name: str):
     value = flags.FLAGS[name].value
     if not isinstance(value, list):
         return value
+    wanted = SETTINGS[name].metadata["type"]
     try:
-        return tuple(int(item) for item in value)
+        return tuple(wanted(item) for item in value)
     except ValueError as error:
+        numbers = {int: "integers", float: "numbers"}[wanted]
         raise ConfigError(
-            f"{name} must be integers with commas between. Received: {','.join(value)}"
+            f"{name} must be {numbers} with commas between. Received: {','.join(value)}"
         ) from error
 
 

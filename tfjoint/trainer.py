@@ -5,9 +5,10 @@ Order of initialisation:
   2. determinism of the operations
   3. records, verified
   4. model, optimizer (inside the strategy's scope)
-  5. run directory: its config must be this config; nothing is written before
-  6. newest checkpoint; all workers must have found the same
-  7. minibatches from the checkpoint's step on
+  5. the frozen codec of another run, where the system has one
+  6. run directory: its config must be this config; nothing is written before
+  7. newest checkpoint; all workers must have found the same
+  8. minibatches from the checkpoint's step on
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from tfjoint.checkpoint import Checkpoints
 from tfjoint.config import Config, ConfigError
 from tfjoint.dataset import (
     Replicas,
+    Split,
     evaluation_examples,
     open_split,
     rows_per_replica,
@@ -39,7 +41,6 @@ from tfjoint.dataset import (
 from tfjoint.errors import UserError
 from tfjoint.layers import BinarizerNoise
 from tfjoint.losses import loss_terms
-from tfjoint.records import RecordSet
 from tfjoint.summaries import Summaries
 
 CONFIG_FILE = "config.json"
@@ -73,13 +74,15 @@ def train(
             model = models.create(config)
             optimizer = make_optimizer(config, schedule)
             build_optimizer(optimizer, model.trainable_variables)
+        state = tf.train.Checkpoint(weights=models.variables(model), optimizer=optimizer)
+        checkpoints = Checkpoints(run / "checkpoints", state)
+        if config.uses("codec_run") and not checkpoints.newest():
+            restore_codec(config, model)
         claim_run_directory(
             run, config, records.data_sha256, origins or {}, workers.is_chief(strategy)
         )
         if workers.is_chief(strategy):
             alone.enter_context(_only_writer(run))
-        state = tf.train.Checkpoint(weights=models.variables(model), optimizer=optimizer)
-        checkpoints = Checkpoints(run / "checkpoints", state)
         start = checkpoints.restore()
         workers.require_agreement(strategy, config, records.data_sha256, start)
         if start >= steps:
@@ -184,6 +187,32 @@ def claim_run_directory(
             ) from error
 
 
+def restore_codec(config: Config, model: models.Separate) -> None:
+    """Give the model the trained codec of `config.codec_run`.
+
+    Raises `ConfigError` where that is not a trained compression run with the config's codec.
+    """
+    run = Path(config.codec_run)
+    advice = "train one with --model=compression, and name its run directory with --codec_run"
+    if not (run / CONFIG_FILE).exists():
+        raise ConfigError(f"no codec at {run}: {advice}")
+    trained = read_run(run)["config"]
+    if trained["model"] != "compression":
+        raise ConfigError(f"{run} is of model {trained['model']}: {advice}")
+    names = ("codec", "encoder_channels", "decoder_channels", "code_channels", "gamma", "binarizer")
+    own = config.to_json()
+    if differences := configuration.changes(*({n: of[n] for n in names} for of in (trained, own))):
+        raise ConfigError(
+            f"the codec of {run} has other settings ({'; '.join(differences)}): repeat its values, "
+            f"or {advice}"
+        )
+    codec = tf.train.Checkpoint(weights=models.variables(model.compression))
+    step = Checkpoints(run / "checkpoints", codec).restore(partial=True)
+    if not step:
+        raise ConfigError(f"{run} has no checkpoint: {advice}")
+    print(f"codec: step {step} of {run}")
+
+
 @contextlib.contextmanager
 def _only_writer(run: Path) -> Iterator[None]:
     """Hold a lock on the run directory. Raises `ConfigError` if another process holds it."""
@@ -223,7 +252,7 @@ def _steps(
     strategy: tf.distribute.Strategy,
     model: tf.keras.Model,
     optimizer: tf.keras.optimizers.Optimizer,
-    records: RecordSet,
+    records: Split,
     start: int,
     stop: int,
 ) -> Iterator[dict[str, float]]:
@@ -279,7 +308,7 @@ def _require_finite(terms: Mapping[str, float], step: int, checkpoints: Checkpoi
 class _Observer:
     """Progress lines and TensorBoard; changes nothing in the run."""
 
-    def __init__(self, config: Config, run: Path, model: tf.keras.Model, test: RecordSet) -> None:
+    def __init__(self, config: Config, run: Path, model: tf.keras.Model, test: Split) -> None:
         self._config = config
         # Spread over the split, because neighbours are of one category.
         pictured = np.unique(np.linspace(0, len(test) - 1, PICTURED_OBJECTS, dtype=int))

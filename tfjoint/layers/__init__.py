@@ -3,6 +3,7 @@
 from tfjoint.layers.binarizer import Binarizer, BinarizerNoise, binarize
 from tfjoint.layers.conv_lstm import ConvLSTMCell, ConvLSTMState
 from tfjoint.layers.grid_lstm import GridLSTM, GridState
+from tfjoint.layers.recurrence import repeat
 from tfjoint.layers.resampling import UpConv3D
 
 __all__ = [
@@ -14,4 +15,5 @@ __all__ = [
     "GridState",
     "UpConv3D",
     "binarize",
+    "repeat",
 ]

@@ -1,18 +1,54 @@
-"""One file per system of the paper; `MODELS` maps the value of `--model` to its class."""
+"""One file per system of the paper; `MODELS` maps the value of `--model` to its class.
+
+Every system is called as `model(images, iterations=T, noise=noise)` with images [B, V, H, W, 3] in
+[0, 1] and returns an `Output`. Beyond that:
+
+    encode(images[, iterations]) -> codes    where there is a code
+    decode(codes) -> images                  where views are decoded
+    occupancy(codes) -> logits               where there is a grid; without a code, of images
+"""
 
 from __future__ import annotations
 
 import tensorflow as tf
 
 from tfjoint.config import Config
+from tfjoint.models.codec import Codec
 from tfjoint.models.compression import Compression
 from tfjoint.models.direct import Direct
+from tfjoint.models.image_encoder import ImageEncoder
+from tfjoint.models.implicit import Implicit
 from tfjoint.models.output import Output
+from tfjoint.models.reconstruction import Reconstruction
+from tfjoint.models.separate import Separate
+from tfjoint.models.sequential import Sequential
 from tfjoint.models.voxel_decoder import VoxelDecoder
 
-MODELS = {"direct": Direct}
+MODELS: dict[str, type[tf.keras.Model]] = {
+    "compression": Compression,
+    "reconstruction": Reconstruction,
+    "jpeg2000": Reconstruction,
+    "separate": Separate,
+    "sequential": Sequential,
+    "direct": Direct,
+    "implicit": Implicit,
+}
 
-__all__ = ["MODELS", "Compression", "Direct", "Output", "VoxelDecoder", "create", "variables"]
+__all__ = [
+    "MODELS",
+    "Codec",
+    "Compression",
+    "Direct",
+    "ImageEncoder",
+    "Implicit",
+    "Output",
+    "Reconstruction",
+    "Separate",
+    "Sequential",
+    "VoxelDecoder",
+    "create",
+    "variables",
+]
 
 
 def create(config: Config) -> tf.keras.Model:

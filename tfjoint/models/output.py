@@ -11,7 +11,8 @@ class Output(NamedTuple):
     """Codes, decoded views and occupancy of V views of B objects in T iterations."""
 
     codes: tf.Tensor | None = None
-    """[B, V, T, H/16, W/16, M], values in {-1, +1}."""
+    """[B, V, T, H/16, W/16, M], of the implicit model [B, V, K]; values in {-1, +1}, without
+    binarizer in [-1, 1]."""
     decoded: tf.Tensor | None = None
     """[B, V, T, H, W, 3] float32, not clipped: every view after each iteration."""
     logits: tf.Tensor | None = None

@@ -17,15 +17,23 @@ LEAK = 0.01
 
 
 class VoxelDecoder(tf.keras.Model):
-    """D3D with the channels of its four hidden convolutions; the first three upsample first."""
+    """D3D with the channels of its four hidden convolutions; the first three upsample first.
 
-    def __init__(self, channels: Sequence[int] = (128, 128, 64, 32), **kwargs) -> None:
+    `unpooling` is how they do it, "nearest" or "zeros" (Choy et al.).
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int] = (128, 128, 64, 32),
+        unpooling: str = "nearest",
+        **kwargs,
+    ) -> None:
         super().__init__(autocast=False, **kwargs)
         if len(channels) != 4:
             raise ValueError(f"channels needs 4 numbers. Received: {tuple(channels)}")
         *upsampled, last = channels
         # A tuple, because tf.train.Checkpoint does not see into the lists of a Keras 3 layer.
-        self.upsampling = tuple(UpConv3D(c) for c in upsampled)
+        self.upsampling = tuple(UpConv3D(c, unpooling) for c in upsampled)
         self.hidden = _conv(last)
         self.output_conv = _conv(2)
 

@@ -1,0 +1,82 @@
+"""The same work on many things: over all cores, in the order of the things, with progress."""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import concurrent.futures.process
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+from tfjoint.errors import UserError
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+_WAITING_PER_PROCESS = 4  # enough that no process waits, few enough to hold in memory
+
+
+def run(work: Callable[[Job], Result], jobs: Iterable[Job], processes: int) -> Iterator[Result]:
+    """Yield `work(job)` of every job, in the order of the jobs; 1 process is this one.
+
+    Jobs are drawn as they are needed, so they may be made on the way and be many. Raises whatever
+    `work` raises, and `UserError` when a process is killed.
+    """
+    if processes <= 1:
+        yield from map(work, jobs)
+        return
+    # Started afresh rather than forked: the parent may hold threads of its own.
+    context = multiprocessing.get_context("spawn")
+    waiting: collections.deque = collections.deque()
+    with concurrent.futures.ProcessPoolExecutor(
+        processes, mp_context=context, initializer=_end_with_parent
+    ) as pool:
+        try:
+            for job in jobs:
+                waiting.append(pool.submit(work, job))
+                if len(waiting) >= processes * _WAITING_PER_PROCESS:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        except concurrent.futures.process.BrokenProcessPool as error:
+            raise UserError(
+                "a process of the work was killed, perhaps for want of memory: the same command "
+                "goes on from what is finished; fewer --processes take less memory"
+            ) from error
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _end_with_parent() -> None:
+    # Ctrl-C reaches every process of the terminal; only the parent is to answer it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "only started processes come here"
+    sentinel = parent.sentinel
+
+    def watch() -> None:
+        # A parent that was killed cannot say that there are no more jobs.
+        multiprocessing.connection.wait([sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def report_progress(results: Iterable[Result], total: int, what: str) -> Iterator[Result]:
+    """Yield `results` and print, every two seconds, how many of `total` are done and what is left."""
+    start = shown = time.monotonic()
+    for done, result in enumerate(results, 1):
+        now = time.monotonic()
+        if now - shown > 2.0 or done == total:
+            shown = now
+            left = (now - start) / done * (total - done)
+            print(f"{what}: {done}/{total}, {left:.0f} s left", file=sys.stderr, flush=True)
+        yield result

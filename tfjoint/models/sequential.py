@@ -1,0 +1,54 @@
+"""The sequential joint model (paper, Fig. 5): reconstruction from decoded views, trained as one.
+
+views x_v --> Compression, T iterations --> codes --> decoded views  (L_comp)
+                                                          |  the last one, clipped to [0, 1]
+                                                          v
+                                                   Reconstruction --> occupancy  (L_3D)
+"""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from tfjoint.config import Config
+from tfjoint.layers import BinarizerNoise
+from tfjoint.models.compression import Compression
+from tfjoint.models.output import Output
+from tfjoint.models.reconstruction import Reconstruction
+
+
+class Sequential(tf.keras.Model):
+    """Compression, then the reconstruction network, trained by L_comp and L_3D (Eq. 16)."""
+
+    def __init__(self, config: Config, **kwargs) -> None:
+        super().__init__(autocast=False, **kwargs)
+        self.compression = Compression(config)
+        self.reconstruction = Reconstruction(config)
+
+    def build(self, input_shape=None) -> None:
+        """Make all weights; the image size is the config's."""
+        self.compression.build()
+        self.reconstruction.build()
+        self.built = True
+
+    def call(
+        self, images: tf.Tensor, iterations: tf.Tensor | int, noise: BinarizerNoise | None = None
+    ) -> Output:
+        """Run the whole model on images [B, V, H, W, 3] in [0, 1]; with `noise`, training."""
+        output = self.compression(images, iterations=iterations, noise=noise)
+        return output._replace(logits=self._occupancy_of(output.decoded))
+
+    def encode(self, images: tf.Tensor, iterations: tf.Tensor | int) -> tf.Tensor:
+        """Return the codes [B, V, T, h, w, M] of images [B, V, H, W, 3] in [0, 1]."""
+        return self.compression.encode(images, iterations)
+
+    def decode(self, codes: tf.Tensor) -> tf.Tensor:
+        """Return the images [B, V, T, H, W, 3] after each iteration of codes [B, V, T, h, w, M]."""
+        return self.compression.decode(codes)
+
+    def occupancy(self, codes: tf.Tensor) -> tf.Tensor:
+        """Return occupancy logits [B, D, D, D] of codes [B, V, T, h, w, M]."""
+        return self._occupancy_of(self.decode(codes))
+
+    def _occupancy_of(self, decoded: tf.Tensor) -> tf.Tensor:
+        return self.reconstruction.occupancy(tf.clip_by_value(decoded[:, :, -1], 0, 1))

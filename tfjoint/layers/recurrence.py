@@ -93,7 +93,11 @@ def _backward(step, count, states, first, inputs, upstream, variables):
         [tf.zeros_like(x) for x in group]
         for group in (tf.nest.flatten(first), tf.nest.flatten(inputs), variables)
     ]
+    # One at a time: steps could be computed again ahead of their turn, and would fill the memory.
     _, d_state, d_inputs, d_variables = tf.while_loop(
-        lambda t, *_: t >= 0, body, (tf.convert_to_tensor(count) - 1, *zeros)
+        lambda t, *_: t >= 0,
+        body,
+        (tf.convert_to_tensor(count) - 1, *zeros),
+        parallel_iterations=1,
     )
     return [*d_state, *d_inputs], d_variables

@@ -26,6 +26,11 @@ STAMP := tfjoint-ready
 
 BIN := $(VENV)/bin
 RUN := runs/direct
+# The configs on the demo set; what stands before an underscore is the model. `separate` needs the
+# run of `compression`.
+SYSTEMS ?= direct compression separate sequential implicit reconstruction jpeg2000 \
+  direct_low sequential_low implicit_low
+JPEG2000 := data/demo-jpeg2000
 
 # --- Targets -------------------------------------------------------------------------------------
 
@@ -33,16 +38,17 @@ RUN := runs/direct
 
 help:
 	@echo 'make demo         train the direct model on the embedded demo set, export and evaluate it'
-	@echo 'make results      make demo, then write results/demo/results.json, which the README shows'
+	@echo 'make results      train and evaluate every system on the demo set: results/demo/*.json'
 	@echo 'make test         lint, then the whole test suite (TensorFlow 2.17)'
 	@echo 'make test-tf221   the fast part of the suite on TensorFlow 2.21'
 	@echo 'make test-tf214   the fast part of the suite on TensorFlow 2.14 (Python 3.9-3.11)'
 	@echo 'make lint         ruff and mypy alone'
 	@echo 'make setup        only create .venv'
-	@echo 'make clean        remove caches and runs/direct; keep the virtual environments'
+	@echo 'make clean        remove caches and the runs of the above; keep the virtual environments'
 	@echo 'make distclean    remove the virtual environments too'
 	@echo
 	@echo 'PYTHON=...        the interpreter to use; otherwise the first that fits (3.10-3.12)'
+	@echo 'SYSTEMS=...       some of the systems, for make results'
 	@echo 'DEMO_FLAGS=...    more flags for the training of make demo'
 	@echo 'PYTEST_FLAGS=...  more flags for pytest'
 
@@ -54,8 +60,14 @@ demo: $(VENV)/$(STAMP)
 	@echo 'SavedModel    $(RUN)/export'
 	@echo 'results       $(RUN)/results.json'
 
-results: demo
-	$(BIN)/python -m tfjoint.evaluate --export=$(RUN)/export --output=results/demo/results.json
+results: $(VENV)/$(STAMP)
+	$(BIN)/python -m data_tools.build_jpeg2000 --records=tfjoint/demo --output=$(JPEG2000)
+	set -e; for system in $(SYSTEMS); do \
+	  $(BIN)/python -m tfjoint.train --model=$${system%%_*} --flagfile=configs/$$system.cfg; \
+	  $(BIN)/python -m tfjoint.evaluate --export=runs/$$system/export \
+	    --output=results/demo/$$system.json; \
+	done
+	$(BIN)/python -m tfjoint.compare --results=results/demo
 
 test: lint
 	$(strip $(BIN)/python -m pytest $(PYTEST_FLAGS))
@@ -74,7 +86,7 @@ test-tf214: $(VENV_TF214)/$(STAMP)
 	$(strip $(VENV_TF214)/bin/python -m pytest -m "not slow" $(PYTEST_FLAGS))
 
 clean:
-	rm -rf build $(RUN) .pytest_cache .ruff_cache .mypy_cache *.egg-info
+	rm -rf build $(SYSTEMS:%=runs/%) $(JPEG2000) .pytest_cache .ruff_cache .mypy_cache *.egg-info
 	find tfjoint data_tools tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean

@@ -25,12 +25,12 @@ ORDER = (
     *("bitstream", "voxels"),
     *("checkpoint", "summaries", "workers", "trainer", "export"),
     *("codec", "report"),
-    *("entry", "evaluate", "train"),
+    *("entry", "evaluate", "compare", "train"),
 )
 WITHOUT_TENSORFLOW = ("bitstream", "report")
 FOR_LAYERS = {"keras", "numpy", "tensorflow"}
 FOR_DATA_TOOLS = {"errors", "files", "provenance", "config", "records", "entry"}
-ENTRY_POINTS = {"tfjoint.entry", "tfjoint.evaluate", "tfjoint.train"}
+ENTRY_POINTS = {"tfjoint.entry", "tfjoint.evaluate", "tfjoint.compare", "tfjoint.train"}
 
 # An import name whose distribution is called something else.
 DISTRIBUTIONS = {"absl": "absl-py", "PIL": "pillow"}

@@ -23,7 +23,6 @@ RAW_BITS = 24
 FLOAT_BITS = 32
 """Bits of a code value without binarizer."""
 
-
 CODECS = ("small_a", "small_b", "original")
 UNPOOLINGS = ("nearest", "zeros")
 
@@ -43,7 +42,7 @@ USES: dict[str, frozenset[str]] = {
     "compression": _CODEC,
     "reconstruction": _RECONSTRUCTION,
     "jpeg2000": _RECONSTRUCTION | {"rates"},
-    "separate": _CODEC | _RECONSTRUCTION | {"codec_run"},
+    "separate": (_CODEC | _RECONSTRUCTION | {"codec_run"}) - {"recompute"},
     "sequential": _CODEC | _RECONSTRUCTION,
     "direct": _CODEC | _GRID,
     "implicit": _IMAGE_ENCODER | _GRID | {"binarizer", "code_bits"},
@@ -87,60 +86,21 @@ PROFILES: dict[str, dict[str, Any]] = {
     },
 }
 
-# The widths of the codec, by variant and profile: M, encoder, decoder.
-_SMALL = {"code_channels": 16}
-CODEC_WIDTHS: dict[str, dict[str, dict[str, Any]]] = {
-    "small_a": {
-        "paper": {
-            **_SMALL,
-            "encoder_channels": (64, 256, 512),
-            "decoder_channels": (256, 256, 128, 64),
-        },
-        "mini": {
-            **_SMALL,
-            "encoder_channels": (16, 48, 96),
-            "decoder_channels": (64, 64, 32, 16),
-        },
-        "smoke": {
-            **_SMALL,
-            "encoder_channels": (8, 16, 16),
-            "decoder_channels": (16, 16, 16, 8),
-        },
-    },
-    "small_b": {
-        "paper": {
-            **_SMALL,
-            "encoder_channels": (64, 256, 512),
-            "decoder_channels": (256, 256, 256, 128),
-        },
-        "mini": {
-            **_SMALL,
-            "encoder_channels": (16, 48, 96),
-            "decoder_channels": (64, 64, 64, 32),
-        },
-        "smoke": {
-            **_SMALL,
-            "encoder_channels": (8, 16, 16),
-            "decoder_channels": (16, 16, 16, 8),
-        },
-    },
-    "original": {
-        "paper": {
-            "code_channels": 32,
-            "encoder_channels": (64, 256, 512, 512),
-            "decoder_channels": (512, 512, 512, 256, 128),
-        },
-        "mini": {
-            "code_channels": 32,
-            "encoder_channels": (16, 48, 96, 96),
-            "decoder_channels": (96, 96, 96, 64, 32),
-        },
-        "smoke": {
-            "code_channels": 32,
-            "encoder_channels": (8, 16, 16, 16),
-            "decoder_channels": (16, 16, 16, 16, 8),
-        },
-    },
+# The widths of the codec, by variant and profile.
+_CODEC_FIELDS = ("code_channels", "encoder_channels", "decoder_channels")
+CODEC_WIDTHS: dict[tuple[str, str], dict[str, Any]] = {
+    key: dict(zip(_CODEC_FIELDS, widths))
+    for key, widths in {
+        ("small_a", "paper"): (16, (64, 256, 512), (256, 256, 128, 64)),
+        ("small_a", "mini"): (16, (16, 48, 96), (64, 64, 32, 16)),
+        ("small_a", "smoke"): (16, (8, 16, 16), (16, 16, 16, 8)),
+        ("small_b", "paper"): (16, (64, 256, 512), (256, 256, 256, 128)),
+        ("small_b", "mini"): (16, (16, 48, 96), (64, 64, 64, 32)),
+        ("small_b", "smoke"): (16, (8, 16, 16), (16, 16, 16, 8)),
+        ("original", "paper"): (32, (64, 256, 512, 512), (512, 512, 512, 256, 128)),
+        ("original", "mini"): (32, (16, 48, 96, 96), (96, 96, 96, 64, 32)),
+        ("original", "smoke"): (32, (8, 16, 16, 16), (16, 16, 16, 16, 8)),
+    }.items()
 }
 
 
@@ -259,6 +219,8 @@ class Config:
                 "decoder_channels must be multiples of 4, depth-to-space needs them. "
                 f"Received: {self.decoder_channels}"
             )
+        if self.uses("feature_channels") and not self.feature_channels:
+            raise ConfigError("feature_channels needs at least 1 number. Received: ()")
         halvings = 2 ** len(self.feature_channels)
         if self.uses("pool_padding") and not self.pool_padding and self.image_size % halvings:
             raise ConfigError(
@@ -339,7 +301,7 @@ def resolve(
     model, profile, codec = names.values()
     layers = {
         f"model {model}": MODELS[model],
-        f"profile {profile}": {**PROFILES[profile], **CODEC_WIDTHS[codec][profile]},
+        f"profile {profile}": {**PROFILES[profile], **CODEC_WIDTHS[codec, profile]},
     }
     values: dict[str, Any] = {}
     origin_of = {name: "default" for name in fields}

@@ -16,7 +16,14 @@ import numpy as np
 import tensorflow as tf
 
 from tfjoint.config import Config, ConfigError
-from tfjoint.records import MANIFEST, ObjectRecord, RecordError, RecordSet, read_manifest
+from tfjoint.records import (
+    MANIFEST,
+    Manifest,
+    ObjectRecord,
+    RecordError,
+    RecordSet,
+    read_manifest,
+)
 
 DEMO = Path(__file__).parent / "demo"
 """The embedded record set."""
@@ -49,6 +56,11 @@ class Split:
                     f"{other.directory} does not hold the objects of {first.directory} in their "
                     "order: build both from the same records"
                 )
+            if _form(other.manifest) != _form(first.manifest):
+                raise RecordError(
+                    f"{other.directory} differs from {first.directory} in number or size of views, "
+                    "grids or background: build both from the same records"
+                )
 
     def __len__(self) -> int:
         return len(self.objects)
@@ -56,6 +68,11 @@ class Split:
     def record(self, index: int, rate_index: int = 0) -> ObjectRecord:
         """Return object `index`, with its views at `rates[rate_index]` where there are rates."""
         return self._sets[rate_index].record(index)
+
+
+def _form(manifest: Manifest) -> tuple:
+    background = manifest.jpeg2000.get("background")
+    return manifest.views, manifest.image_size, manifest.voxel_size, background
 
 
 def record_directory(config: Config) -> Path:
@@ -120,7 +137,7 @@ def _open_rates(config: Config, split: str) -> Split:
             f"{root} holds no JPEG 2000 views: make them from a record directory with "
             "python -m data_tools.build_jpeg2000, and name the result with --data"
         )
-    rates = sorted(config.rates or found)
+    rates = sorted(set(config.rates) or found)
     if missing := [rate for rate in rates if rate not in found]:
         raise ConfigError(
             f"rates={','.join(f'{r:g}' for r in missing)} are not in {root}; it holds "
@@ -246,7 +263,7 @@ def training_dataset(
     def load(element: tf.Tensor) -> dict[str, tf.Tensor]:
         images, offsets, backgrounds, voxels, *scalars = tf.numpy_function(fetch, [element], types)
         images.set_shape([rows, None])
-        voxels.set_shape([rows, *[config.voxel_size] * 3])
+        voxels.set_shape([rows, *[manifest.voxel_size] * 3])
         for scalar in scalars:
             scalar.set_shape([])
         iterations, step, first = scalars

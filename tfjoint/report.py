@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+Column = Callable[[Mapping[str, Any]], str]
+"""What a column shows of a row; "" where the row has no such value."""
 
 
 def table(results: Mapping[str, Any]) -> str:
@@ -17,14 +20,35 @@ def table(results: Mapping[str, Any]) -> str:
         f"{first['system']}, {first['profile']} profile, {first['steps']} steps; {first['data']} "
         f"{first['split']}: {len(first['objects'])} objects, {first['views']} views each"
     )
-    columns = [[name, *map(show, rows)] for name, show in _COLUMNS.items()]
-    columns = [cells for cells in columns if any(cells[1:])]
-    widths = [max(map(len, cells)) for cells in columns]
-    lines = [
+    return "\n".join([title, *_grid(_COLUMNS, rows), *_baselines(baselines)])
+
+
+def comparison(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return several results files as text: the highest and the lowest rate of each.
+
+    Args:
+      results: by the name that each is to have.
+    """
+    rows = []
+    for name, result in results.items():
+        # A rate that is None is of raw views, of which there is one row.
+        ordered = sorted(result["rows"], key=lambda row: -(row["rate"]["nominal"] or 0))
+        ends = ordered[:1] + ordered[1:][-1:]
+        rows += [{**row, "name": name if row is ends[0] else ""} for row in ends]
+    widest = max(map(len, results))
+    columns = {"results".ljust(widest): lambda row: row["name"].ljust(widest), **_COLUMNS}
+    return "\n".join(_grid(columns, rows))
+
+
+def _grid(columns: Mapping[str, Column], rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a head and one line per row; columns without any value are left out."""
+    table = [[name, *map(show, rows)] for name, show in columns.items()]
+    table = [cells for cells in table if any(cells[1:])]
+    widths = [max(map(len, cells)) for cells in table]
+    return [
         "  ".join(cell.rjust(width) for cell, width in zip(line, widths)).rstrip()
-        for line in zip(*columns)
+        for line in zip(*table)
     ]
-    return "\n".join([title, *lines, *_baselines(baselines)])
 
 
 def _baselines(baselines: Mapping[str, Any]) -> list[str]:
@@ -42,11 +66,11 @@ def _baselines(baselines: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _rate(name: str) -> Callable[[Mapping[str, Any]], str]:
+def _rate(name: str) -> Column:
     return lambda row: _number(row["rate"].get(name), ".4g", ":1")
 
 
-def _shape(name: str) -> Callable[[Mapping[str, Any]], str]:
+def _shape(name: str) -> Column:
     return lambda row: _number((row["iou"] or {}).get(name), ".3f")
 
 
@@ -58,8 +82,7 @@ def _mean_std(row: Mapping[str, Any]) -> str:
     return f"{row['iou']['mean']:.3f} +- {row['iou']['std']:.3f}" if row["iou"] else ""
 
 
-# How a row's cell is shown, by column; "" where the row has no such value.
-_COLUMNS: dict[str, Callable[[Mapping[str, Any]], str]] = {
+_COLUMNS: dict[str, Column] = {
     "T": lambda row: _number(row["iterations"], "d"),
     "rate": _rate("nominal"),
     "payload": _rate("payload"),

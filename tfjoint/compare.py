@@ -1,0 +1,52 @@
+"""Print the results files of a directory side by side.
+
+python -m tfjoint.compare --results=results/demo
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from tfjoint import entry, report
+from tfjoint.errors import UserError
+
+
+class ResultsError(UserError):
+    """A directory without results files, or a file that is none."""
+
+
+def define_flags() -> None:
+    """Define the flags of this command."""
+    flags.DEFINE_string("results", "results/demo", "directory of results files")
+
+
+def read_results(directory: Path) -> dict[str, Mapping[str, Any]]:
+    """Return the results files of a directory by name, in order. Raises `ResultsError`."""
+    found = {}
+    for path in sorted(directory.glob("*.json")):
+        try:
+            found[path.stem] = json.loads(path.read_text(encoding="utf-8"))
+            report.table(found[path.stem])
+        except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+            raise ResultsError(
+                f"{path} is not a results file ({type(error).__name__}: {error}): "
+                "tfjoint.evaluate writes them"
+            ) from error
+    if not found:
+        raise ResultsError(f"no results files in {directory}: tfjoint.evaluate writes them")
+    return found
+
+
+def main(argv: Sequence[str]) -> None:
+    """Read, print."""
+    print(report.comparison(read_results(Path(flags.FLAGS.results))))
+
+
+if __name__ == "__main__":
+    define_flags()
+    entry.run(main)

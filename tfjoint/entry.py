@@ -27,7 +27,8 @@ def parse(argv: Sequence[str]) -> list[str]:
     try:
         remaining = flags.FLAGS(list(argv))
     except flags.Error as error:
-        raise FlagError(f"{error}; --help lists the flags") from error
+        said = "; ".join(line.strip() for line in str(error).splitlines())
+        raise FlagError(f"{said}; --help lists the flags") from error
     except UnicodeDecodeError as error:
         raise FlagError(
             f"a file among the flags is no text ({error}): {' '.join(argv[1:])}"

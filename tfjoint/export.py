@@ -20,7 +20,6 @@ gets its version number.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -70,6 +69,10 @@ class Signatures(tf.Module):
             self.by_name["reconstruct"] = _reconstruct_codes(model, codes)
         if config.uses("codec"):
             self.by_name["decode"] = _decode(model, codes)
+
+    def save(self, path: Path) -> None:
+        """Write the SavedModel."""
+        tf.saved_model.save(self, str(path), self.by_name)
 
 
 def _image_spec(config: Config) -> tf.TensorSpec:
@@ -153,8 +156,7 @@ def export_run(run: Path) -> Path:
       ExportError: the run has no checkpoint, or the reloaded export differs from the model.
     """
     description = read_run(run)
-    # Recomputation serves gradients alone, and theirs cannot be saved.
-    config = dataclasses.replace(Config.from_json(description["config"]), recompute=False)
+    config = Config.from_json(description["config"])
     model = models.create(config)
     weights = tf.train.Checkpoint(weights=models.variables(model))
     step = Checkpoints(run / "checkpoints", weights).restore(partial=True)
@@ -168,7 +170,7 @@ def export_run(run: Path) -> Path:
     path = root / str(int(latest.name) + 1 if latest else 1)
     with files.replacing(path) as temporary:
         signatures = Signatures(model, config)
-        tf.saved_model.save(signatures, str(temporary), signatures.by_name)
+        signatures.save(temporary)
         (temporary / DESCRIPTION).parent.mkdir()
         files.write_json(temporary / DESCRIPTION, description)
         check_export(temporary, signatures, _real_images(config))

@@ -67,7 +67,7 @@ class Codec(tf.keras.Model):
       code_channels: M, values per 16 x 16 pixels and iteration.
       gamma: 1 adds each iteration's image to the one before, 0 predicts it anew (one-shot).
       binarizer: without it the codes are the real activations.
-      recompute: see `layers.repeat`; changes memory and time, not results.
+      recompute: in training, see `layers.repeat`; changes memory and time, not results.
     """
 
     def __init__(
@@ -138,7 +138,9 @@ class Codec(tf.keras.Model):
             tf.zeros_like(centred),
         )
         dtypes = (self.compute_dtype, tf.float32)
-        steps = repeat(iterate, iterations, state, centred, dtypes, self.recompute)
+        # In training alone: a gradient that computes again cannot be saved in an export.
+        recompute = self.recompute and noise is not None
+        steps = repeat(iterate, iterations, state, centred, dtypes, recompute)
         return Compressed(*map(_iterations_second, steps))
 
     def decode(self, codes: tf.Tensor) -> tf.Tensor:

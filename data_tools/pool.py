@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from typing import TypeVar
 
 from tfjoint.errors import UserError
@@ -23,7 +23,9 @@ Result = TypeVar("Result")
 _WAITING_PER_PROCESS = 4  # enough that no process waits, few enough to hold in memory
 
 
-def run(work: Callable[[Job], Result], jobs: Iterable[Job], processes: int) -> Iterator[Result]:
+def run(
+    work: Callable[[Job], Result], jobs: Iterable[Job], processes: int
+) -> Generator[Result, None, None]:
     """Yield `work(job)` of every job, in the order of the jobs; 1 process is this one.
 
     Jobs are drawn as they are needed, so they may be made on the way and be many. Raises whatever
@@ -70,8 +72,10 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def report_progress(results: Iterable[Result], total: int, what: str) -> Iterator[Result]:
-    """Yield `results` and print, every two seconds, how many of `total` are done and what is left."""
+def report_progress(
+    results: Iterable[Result], total: int, what: str
+) -> Generator[Result, None, None]:
+    """Yield `results`; print how many of `total` are done, and the time left, every two seconds."""
     start = shown = time.monotonic()
     for done, result in enumerate(results, 1):
         now = time.monotonic()

@@ -20,8 +20,7 @@ STEPS = 6
 
 
 def settings(data: Path, run: Path, **given) -> config.Config:
-    given = {"data": str(data), "run_dir": str(run), "steps": STEPS, **SETTINGS, **given}
-    return config.resolve(given)[0]
+    return config.resolve(_with_shared(str(data), str(run), given))[0]
 
 
 def train(data: Path, run: Path, strategy: tf.distribute.Strategy | None = None, **given) -> Path:
@@ -30,9 +29,15 @@ def train(data: Path, run: Path, strategy: tf.distribute.Strategy | None = None,
 
 def command(data: Path, run: Path, **given) -> list[str]:
     """The command line of `train` with the same settings."""
-    given = {"data": data, "run_dir": run, "steps": STEPS, **SETTINGS, **given}
-    flags = [f"--{name}={value}" for name, value in given.items()]
+    flags = [f"--{name}={value}" for name, value in _with_shared(data, run, given).items()]
     return [sys.executable, "-m", "tfjoint.train", *flags]
+
+
+def _with_shared(data: Path | str, run: Path | str, given: dict) -> dict:
+    """What a test gives, with those of `SETTINGS` that have an effect on its system."""
+    system = config.Config(model=given.get("model", SETTINGS["model"]))
+    shared = {name: value for name, value in SETTINGS.items() if system.uses(name)}
+    return {"data": data, "run_dir": run, "steps": STEPS, **shared, **given}
 
 
 def environment(**variables: str) -> dict[str, str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
+import json
 from collections import Counter
 
 import numpy as np
@@ -13,7 +15,7 @@ from PIL import Image
 
 from tfjoint import config, dataset, records
 from tfjoint.config import ConfigError
-from tfjoint.dataset import Replicas, draw_minibatch, evaluation_views, training_dataset
+from tfjoint.dataset import Replicas, Split, draw_minibatch, evaluation_views, training_dataset
 from tfjoint.errors import UserError
 from tfjoint.records import RecordError, RecordSet
 
@@ -26,8 +28,25 @@ def directory(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def train(directory) -> RecordSet:
-    return RecordSet(directory, "train")
+def train(directory) -> Split:
+    return raw(directory, "train")
+
+
+def raw(directory, split: str) -> Split:
+    return Split([RecordSet(directory, split)])
+
+
+RATES = (48, 96, 120)
+
+
+@pytest.fixture(scope="module")
+def coded(tmp_path_factory):
+    """The same objects as JPEG 2000 views, a record set for each rate."""
+    return tiny.make_rates(tmp_path_factory.mktemp("jpeg2000"), RATES)
+
+
+def coded_settings(data, **changes) -> config.Config:
+    return settings(model="jpeg2000", data=str(data), **changes)
 
 
 def settings(**changes) -> config.Config:
@@ -36,6 +55,10 @@ def settings(**changes) -> config.Config:
 
 def draw(step: int, **changes) -> dataset.Minibatch:
     return draw_minibatch(settings(**changes), OBJECTS, VIEWS, STORED, step)
+
+
+def draw_rate(step: int, rates: int, **changes) -> int:
+    return draw_minibatch(settings(**changes), OBJECTS, VIEWS, STORED, step, rates=rates).rate_index
 
 
 def same(first, second) -> bool:
@@ -149,6 +172,32 @@ def test_what_is_drawn_for_one_thing_does_not_change_another():
         assert np.array_equal(drawn.offsets, changed.offsets)
 
 
+def test_the_rate_is_a_pure_function_of_seed_and_step():
+    first = [draw_rate(step, 8) for step in range(50)]
+    assert {type(index) for index in first} == {int}
+    assert [draw_rate(step, 8) for step in reversed(range(50))] == first[::-1]
+    assert [draw_rate(step, 8, seed=1) for step in range(50)] != first
+
+
+def test_rates_take_their_whole_range_about_equally_and_apart_from_views():
+    pairs = Counter()
+    for step in range(2000):
+        drawn = draw_minibatch(settings(), OBJECTS, VIEWS, STORED, step, rates=4)
+        pairs[drawn.views.shape[1], drawn.rate_index] += 1
+    assert set(pairs) == {(v, r) for v in range(1, 6) for r in range(4)}
+    assert sum((n - 100) ** 2 / 100 for n in pairs.values()) < 52  # 19 degrees: p < 1e-4
+
+
+def test_the_number_of_rates_changes_nothing_else_that_is_drawn():
+    for step in range(10):
+        one = draw(step, background="random")
+        assert one.rate_index == 0
+        for rates in (1, 2, 9):
+            chosen = settings(background="random")
+            several = draw_minibatch(chosen, OBJECTS, VIEWS, STORED, step, rates=rates)
+            assert same(one[:-1], several[:-1])
+
+
 # --- The dataset ----------------------------------------------------------------------------------
 
 
@@ -235,6 +284,42 @@ def test_shapes_are_known_but_for_the_number_of_views(train):
     }
 
 
+def test_views_come_from_the_drawn_rate(coded):
+    chosen = coded_settings(coded, batch_size=4)
+    opened = dataset.open_split(chosen, "train")
+    drawn = [
+        draw_minibatch(chosen, OBJECTS, VIEWS, STORED, step, rates=3).rate_index
+        for step in range(12)
+    ]
+    assert set(drawn) == {0, 1, 2}
+    for element, rate_index in zip(elements(chosen, opened, 0, 12), drawn):
+        np.testing.assert_allclose(element["images"][..., 2] * 255, RATES[rate_index], atol=1e-3)
+    for element in elements(chosen, opened, 5, 7):  # wherever a run goes on
+        expected = RATES[drawn[int(element["step"])]]
+        np.testing.assert_allclose(element["images"][..., 2] * 255, expected, atol=1e-3)
+
+
+def test_all_replicas_draw_the_same_rate(coded):
+    chosen = coded_settings(coded, batch_size=4)
+    opened = dataset.open_split(chosen, "train")
+    parts = [elements(chosen, opened, 0, 6, Replicas(first, 1, 2)) for first in (0, 1)]
+    for ours, theirs in zip(*parts):
+        assert ours["images"][..., 2].max() == theirs["images"][..., 2].min()
+
+
+def test_a_codec_alone_is_trained_on_records_with_any_grid(tmp_path):
+    """Its settings do not say how large a grid is."""
+
+    def coarse(index: int) -> records.ObjectRecord:
+        record = tiny.record(index)
+        return dataclasses.replace(record, voxels=record.voxels[::2, ::2, ::2])
+
+    tiny.write(tmp_path, coarse, 3, 1)
+    chosen = settings(model="compression", data=str(tmp_path), batch_size=2)
+    (element,) = elements(chosen, dataset.open_split(chosen, "train"), 0, 1)
+    assert element["voxels"].shape == (2, 16, 16, 16)
+
+
 # --- Pixels ---------------------------------------------------------------------------------------
 
 
@@ -300,7 +385,7 @@ def test_training_reads_rgb_views_too(tmp_path):
     manifest = records.Manifest("rgb", "rgb", "0" * 64, STORED, VIEWS, 32, shards)
     records.write_manifest(tmp_path, manifest)
     chosen = settings(batch_size=2, background="white")
-    (element,) = elements(chosen, RecordSet(tmp_path, "train"), 0, 1)
+    (element,) = elements(chosen, raw(tmp_path, "train"), 0, 1)
     row, column = draw_minibatch(chosen, 2, VIEWS, STORED, 0).offsets[0, 0]
     expected = pixels[row : row + 32, column : column + 32] / 255
     np.testing.assert_allclose(element["images"][0, 0], expected, atol=1e-6)
@@ -310,7 +395,7 @@ def test_training_reads_rgb_views_too(tmp_path):
 
 
 def test_every_object_is_evaluated_once_in_record_order_with_a_central_crop(directory):
-    test = RecordSet(directory, "test")
+    test = raw(directory, "test")
     examples = list(dataset.evaluation_examples(settings(), test, views=4, seed=3))
     assert [e.object_id for e in examples] == [f"object-{i:03d}" for i in range(12, 17)]
     for index, example in enumerate(examples):
@@ -326,19 +411,37 @@ def test_every_object_is_evaluated_once_in_record_order_with_a_central_crop(dire
 
 @pytest.mark.parametrize(("background", "value"), [("white", 1), ("random", 240 / 255)])
 def test_evaluation_has_a_fixed_background(directory, background, value):
-    test = RecordSet(directory, "test")
+    test = raw(directory, "test")
     chosen = settings(background=background)
     example = next(dataset.evaluation_examples(chosen, test, views=1, seed=0))
     np.testing.assert_allclose(example.images[0, 0, 0], value, atol=1e-6)
 
 
 def test_evaluation_does_not_depend_on_training_settings(directory):
-    test = RecordSet(directory, "test")
+    test = raw(directory, "test")
     first = next(dataset.evaluation_examples(settings(), test, views=3, seed=1))
     changed = settings(seed=9, batch_size=2, views_max=2, iterations_max=1)
     second = next(dataset.evaluation_examples(changed, test, views=3, seed=1))
     assert first.view_ids == second.view_ids
     np.testing.assert_array_equal(first.images, second.images)
+
+
+def test_evaluation_shows_the_same_views_at_every_rate_and_their_sizes(coded, directory):
+    chosen = coded_settings(coded)
+    test = dataset.open_split(chosen, "test")
+    plain = list(dataset.evaluation_examples(settings(), raw(directory, "test"), views=3, seed=2))
+    assert {example.code_bytes for example in plain} == {None}
+    for rate_index, rate in enumerate(RATES):
+        found = dataset.evaluation_examples(chosen, test, 3, seed=2, rate_index=rate_index)
+        for index, (example, expected) in enumerate(zip(found, plain)):
+            assert example.object_id == expected.object_id
+            assert example.view_ids == expected.view_ids
+            np.testing.assert_array_equal(example.voxels, expected.voxels)
+            np.testing.assert_allclose(example.images[..., 2] * 255, rate, atol=1e-3)
+            np.testing.assert_allclose(example.images[..., :2], expected.images[..., :2], atol=1e-6)
+            sizes = tiny.coded_record(rate, 12 + index).code_bytes
+            assert example.code_bytes.shape == (3, 3)
+            np.testing.assert_array_equal(example.code_bytes, [sizes[v] for v in example.view_ids])
 
 
 def test_evaluation_views_depend_on_seed_and_id_alone():
@@ -367,12 +470,145 @@ def test_draws_are_the_same_for_ever():
     )
 
 
+def test_drawn_rates_are_the_same_for_ever():
+    assert [draw_rate(step, 5) for step in range(10)] == [4, 0, 3, 2, 2, 4, 2, 4, 2, 4]
+
+
 # --- Opening --------------------------------------------------------------------------------------
 
 
 def test_a_split_that_fits_is_opened(directory):
     opened = dataset.open_split(settings(data=str(directory)), "train")
-    assert (len(opened), opened.split) == (12, "train")
+    assert len(opened) == len(opened.objects) == 12
+    assert opened.rates == ()
+    assert opened.data_sha256 == records.manifest_sha256(directory)
+    for index in (0, 11):
+        assert opened.record(index).object_id == opened.objects[index].object_id
+    assert dataset.open_split(settings(data=str(directory)), "test").objects != opened.objects
+
+
+@pytest.mark.parametrize(
+    ("given", "opened"),
+    [((), (48, 96, 120)), ((120, 48), (48, 120)), ((96.0,), (96,)), ((96, 96), (96,))],
+)
+def test_the_rates_of_the_config_are_opened_in_order_or_all_that_are_there(coded, given, opened):
+    split = dataset.open_split(coded_settings(coded, rates=given), "test")
+    assert split.rates == opened
+    assert len(split) == 5
+    for index, rate in enumerate(opened):
+        record = split.record(2, index)
+        assert record.object_id == split.objects[2].object_id
+        assert list(record.views) == tiny.coded_record(rate, 14).views
+
+
+def test_a_rate_is_what_the_manifest_says_and_not_the_name(tmp_path):
+    tiny.make_rates(tmp_path, (479.5,), 2, 1)
+    (tmp_path / "479.5").rename(tmp_path / "low")
+    assert dataset.open_split(coded_settings(tmp_path), "train").rates == (479.5,)
+
+
+def test_the_digest_of_the_data_depends_on_every_rate(coded):
+    digests = [
+        dataset.open_split(coded_settings(coded, rates=rates), "train").data_sha256
+        for rates in ((), (48, 96), (48, 120), (48,))
+    ]
+    assert len(set(digests)) == 4
+    assert digests[3] == records.manifest_sha256(coded / "48")
+    again = dataset.open_split(coded_settings(coded, rates=RATES), "test")
+    assert again.data_sha256 == digests[0]
+
+
+def _without_rates(data) -> tuple[type, str]:
+    tiny.make(data, 2, 1)
+    return ConfigError, "holds no JPEG 2000 views: make them .*data_tools.build_jpeg2000"
+
+
+def _with_nothing(data) -> tuple[type, str]:
+    return ConfigError, "holds no JPEG 2000 views"
+
+
+def _with_raw_views_below(data) -> tuple[type, str]:
+    tiny.make(data / "raw", 2, 1)
+    return ConfigError, "holds no JPEG 2000 views"
+
+
+def _without_one_rate(data) -> tuple[type, str]:
+    tiny.make_rates(data, (24, 96), 2, 1)
+    return ConfigError, "rates=48,479.5 are not in .*; it holds 24,96"
+
+
+def _with_other_objects_at_a_rate(data) -> tuple[type, str]:
+    tiny.make_rates(data, (48, 96), 2, 1)
+    tiny.make_rates(data, (479.5,), 3, 1)
+    return RecordError, "479.5 does not hold the objects of .*48 in their order: build both"
+
+
+def _with_other_backgrounds(data) -> tuple[type, str]:
+    tiny.make_rates(data, (48, 96, 479.5), 2, 1, background="white")
+    return ConfigError, "background=black, but .* coded over white: set background=white, or build"
+
+
+def _with_another_background_at_a_rate(data) -> tuple[type, str]:
+    tiny.make_rates(data, (48, 96), 2, 1)
+    tiny.make_rates(data, (479.5,), 2, 1, background="white")
+    return RecordError, "479.5 differs from .*48 in number or size of views, grids or background"
+
+
+def _with_fewer_views_at_a_rate(data) -> tuple[type, str]:
+    def fewer(index: int) -> records.ObjectRecord:
+        record = tiny.coded_record(96, index)
+        cut = {"views": record.views[:5], "cameras": record.cameras[:5]}
+        return dataclasses.replace(record, **cut, code_bytes=record.code_bytes[:5])
+
+    tiny.make_rates(data, (48, 479.5), 2, 1)
+    tiny.write(data / "96", fewer, 2, 1, jpeg2000={"rate": 96, "background": "black"})
+    return RecordError, "96 differs from .*48 in number or size of views"
+
+
+def _with_a_damaged_rate(data) -> tuple[type, str]:
+    tiny.make_rates(data, (48, 96, 479.5), 2, 1)
+    (shard,) = (data / "96").glob("train-*")
+    shard.write_bytes(shard.read_bytes()[:-1])
+    return RecordError, "is damaged"
+
+
+def _without_its_split(data) -> tuple[type, str]:
+    tiny.make_rates(data, (48, 96, 479.5), 2, 1)
+    manifest = json.loads((data / "96" / "manifest.json").read_text())
+    del manifest["splits"]["train"]
+    (data / "96" / "manifest.json").write_text(json.dumps(manifest))
+    return RecordError, "has no split 'train'"
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        _without_rates,
+        _with_nothing,
+        _with_raw_views_below,
+        _without_one_rate,
+        _with_other_objects_at_a_rate,
+        _with_other_backgrounds,
+        _with_another_background_at_a_rate,
+        _with_fewer_views_at_a_rate,
+        _with_a_damaged_rate,
+        _without_its_split,
+    ],
+    ids=lambda make: make.__name__.strip("_"),
+)
+def test_record_sets_of_rates_that_do_not_fit_are_refused(tmp_path, make):
+    kind, message = make(tmp_path)
+    with pytest.raises(kind, match=message) as caught:
+        dataset.open_split(coded_settings(tmp_path, rates=(48, 96, 479.5)), "train")
+    assert "\n" not in str(caught.value)
+
+
+def test_views_of_one_rate_can_be_used_like_raw_ones_over_their_background(coded):
+    chosen = settings(model="reconstruction", data=str(coded / "48"))
+    assert dataset.open_split(chosen, "train").rates == ()
+    chosen = settings(model="reconstruction", data=str(coded / "48"), background="white")
+    with pytest.raises(ConfigError, match="background=white, but the JPEG 2000 views were coded"):
+        dataset.open_split(chosen, "train")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import io
 import json
 import math
@@ -18,8 +20,8 @@ import tiny
 from absl import flags
 from PIL import Image
 
-from tfjoint import entry, evaluate, export, provenance, records
-from tfjoint.config import Config
+from tfjoint import entry, evaluate, export, files, models, provenance, records, report
+from tfjoint.config import Config, resolve
 from tfjoint.errors import UserError
 from tfjoint.evaluate import Protocol
 
@@ -59,7 +61,7 @@ def split(data: Path, name: str) -> list[records.ObjectRecord]:
 
 def view(png: bytes) -> np.ndarray:
     """[32, 32, 3] in [0, 1]: the middle of a stored view over black."""
-    rgba = np.asarray(Image.open(io.BytesIO(png)), np.float64) / 255
+    rgba = np.asarray(Image.open(io.BytesIO(png)).convert("RGBA"), np.float64) / 255
     margin = (tiny.SIZE - SIDE) // 2
     middle = rgba[margin : margin + SIDE, margin : margin + SIDE]
     return (middle[..., :3] * middle[..., 3:]).astype(np.float32)
@@ -286,6 +288,187 @@ def test_the_mean_colour_is_that_of_the_training_views(data, results):
             error = np.mean((view(record.views[index]) - colour) ** 2)
             ratios.append(-10 * math.log10(error))
     assert found["psnr_db"] == pytest.approx(np.mean(ratios), rel=1e-4)
+
+
+# --- Every system ---------------------------------------------------------------------------------
+
+RATES = (48, 96, 120)
+KINDS = {
+    "compression": {"model": "compression", "codec": "small_b"},
+    "reconstruction": {"model": "reconstruction"},
+    "jpeg2000": {"model": "jpeg2000"},
+    "separate": {"model": "separate"},
+    "sequential": {"model": "sequential"},
+    "direct floats": {"model": "direct", "binarizer": False},
+    "implicit": {"model": "implicit"},
+    "implicit floats": {"model": "implicit", "binarizer": False},
+}
+IMAGE_FIGURES, SHAPE_FIGURES = {"l_comp", "psnr_db"}, {"iou", "l_3d", "average_precision"}
+
+
+@pytest.fixture(scope="module")
+def coded(tmp_path_factory) -> Path:
+    """The tiny objects as JPEG 2000 views at several rates."""
+    return tiny.make_rates(tmp_path_factory.mktemp("jpeg2000"), RATES)
+
+
+@pytest.fixture(scope="module")
+def evaluated(data, coded, tmp_path_factory):
+    """A function of a name in `KINDS`: the export of its untrained model, and the results of it."""
+    made: dict[str, tuple[Path, dict]] = {}
+
+    def make(name: str) -> tuple[Path, dict]:
+        if name not in made:
+            given = {"profile": "smoke", "data": str(coded if name == "jpeg2000" else data)}
+            config, _ = resolve({**given, **KINDS[name]})
+            path = tmp_path_factory.mktemp("exports") / "export" / "1"
+            model = models.create(config)
+            _spread(model)
+            export.Signatures(model, config).save(path)
+            description = {
+                **{"config": config.to_json(), "step": 0, "data_sha256": "", "versions": {}},
+                **{"weights_sha256": export.weights_sha256(model), "code_revision": ""},
+            }
+            (path / "assets.extra").mkdir()
+            files.write_json(path / "assets.extra" / "tfjoint.json", description)
+            protocol = Protocol(views=VIEWS, iterations=2, seed=SEED)
+            results = evaluate.evaluate(path, config, description, protocol)
+            made[name] = path, json.loads(json.dumps(results))
+        return made[name]
+
+    return make
+
+
+def _spread(model: tf.keras.Model) -> None:
+    """Make the probabilities of an untrained model differ from voxel to voxel, about 1/2."""
+    rng = np.random.default_rng(0)
+    scales = [2 / np.sqrt(np.prod(w.shape[:-1])) * (w.ndim > 1) for w in model.get_weights()]
+    model.set_weights([rng.normal(0, s, w.shape) for s, w in zip(scales, model.get_weights())])
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "missing"),
+    [
+        # (iterations, bits per view, nominal rate); then the figures that the system has not.
+        ("compression", [(1, 64, 384), (2, 128, 192)], SHAPE_FIGURES),
+        ("reconstruction", [(None, None, None)], IMAGE_FIGURES),
+        ("jpeg2000", [(None, None, rate) for rate in RATES], IMAGE_FIGURES),
+        ("separate", [(1, 64, 384), (2, 128, 192)], set()),
+        ("sequential", [(1, 64, 384), (2, 128, 192)], set()),
+        ("direct floats", [(1, 2048, 12), (2, 4096, 6)], set()),
+        ("implicit", [(None, 64, 384)], IMAGE_FIGURES),
+        ("implicit floats", [(None, 2048, 12)], IMAGE_FIGURES),
+    ],
+)
+def test_a_system_has_its_rows_and_the_figures_of_what_it_makes(evaluated, name, rows, missing):
+    _, results = evaluated(name)
+    found = [(r["iterations"], r["bits_per_view"], r["rate"]["nominal"]) for r in results["rows"]]
+    assert found == rows
+    for row in results["rows"]:
+        assert {n for n in IMAGE_FIGURES | SHAPE_FIGURES if row[n] is None} == missing
+        assert row["system"] == KINDS[name]["model"]
+        assert len(row["objects"]) == TEST_OBJECTS
+        for entry_ in row["objects"]:
+            assert (entry_["iou"] is None) == ("iou" in missing)
+            assert (entry_["psnr_db"] is None) == ("psnr_db" in missing)
+        real = {"payload", "file"} if name == "jpeg2000" else set()
+        assert set(row["rate"]) == {"nominal", *real}
+    wanted = {"training_objects"}
+    wanted |= set() if "iou" in missing else {"mean_shape", "best_training_grid"}
+    wanted |= set() if "psnr_db" in missing else {"mean_colour"}
+    assert set(results["baselines"]) == wanted
+    assert len(report.table(results).splitlines()) == 1 + 1 + len(rows) + len(wanted) - 1
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_figures_of_every_system_are_those_of_its_signatures(evaluated, data, coded, name):
+    path, results = evaluated(name)
+    signatures = tf.saved_model.load(str(path)).signatures
+    for index, row in enumerate(results["rows"]):
+        test = split(coded / f"{RATES[index]}" if name == "jpeg2000" else data, "test")
+        ious, differences, ratios = [], [], []
+        for record, entry_ in zip(test, row["objects"]):
+            images = np.stack([view(record.views[number]) for number in entry_["views"]])
+            given = {"images": tf.constant(images[None])}
+            if "encode" in signatures:
+                times = {"iterations": tf.constant(row["iterations"])} if row["iterations"] else {}
+                given = signatures["encode"](**given, **times)
+            if "reconstruct" in signatures:
+                found = signatures["reconstruct"](**given)["occupancy"].numpy()[0]
+                ious.append(overlap(found >= 0.4, record.voxels))
+            if "decode" in signatures:
+                decoded = signatures["decode"](**given)["images"].numpy()[0].astype(np.float64)
+                differences.append(np.mean(np.abs(images[:, None] - decoded)))
+                errors = np.mean((images - decoded[:, -1]) ** 2, axis=(1, 2, 3))
+                ratios.append(np.mean(-10 * np.log10(errors)))
+        if ious:
+            assert len(set(ious)) > 1
+            assert [o["iou"] for o in row["objects"]] == pytest.approx(ious, abs=2e-4)
+            assert row["iou"]["mean"] == pytest.approx(np.mean(ious), abs=2e-4)
+        if ratios:
+            assert row["l_comp"] == pytest.approx(np.mean(differences), rel=1e-5)
+            assert [o["psnr_db"] for o in row["objects"]] == pytest.approx(ratios, rel=1e-5)
+            assert row["psnr_db"] == pytest.approx(np.mean(ratios), rel=1e-5)
+        assert ious or ratios
+
+
+def test_real_rates_of_jpeg_2000_are_raw_bytes_over_those_of_the_shown_views(evaluated):
+    _, results = evaluated("jpeg2000")
+    for rate, row in zip(RATES, results["rows"]):
+        raw = payload = file = 0
+        for index, entry_ in zip(range(12, 17), row["objects"]):
+            for number in entry_["views"]:
+                _, file_bytes, payload_bytes = tiny.coded_record(rate, index).code_bytes[number]
+                raw += tiny.SIZE * tiny.SIZE * 3  # what was coded is the stored view, not its crop
+                file, payload = file + int(file_bytes), payload + int(payload_bytes)
+        assert row["rate"]["payload"] == pytest.approx(raw / payload)
+        assert row["rate"]["file"] == pytest.approx(raw / file)
+        assert row["rate"]["file"] < row["rate"]["nominal"] < row["rate"]["payload"]
+
+
+def test_all_rates_are_measured_on_the_same_views_and_say_the_same_data(evaluated, coded):
+    rows = evaluated("jpeg2000")[1]["rows"]
+    assert len({json.dumps([o["views"] for o in row["objects"]]) for row in rows}) == 1
+    assert len({row["iou"]["mean"] for row in rows}) == 3
+    digests = "\n".join(records.manifest_sha256(coded / str(rate)) for rate in RATES)
+    assert {row["data_sha256"] for row in rows} == {hashlib.sha256(digests.encode()).hexdigest()}
+
+
+def test_a_codec_alone_is_evaluated_on_records_with_any_grid(evaluated, run_command, tmp_path):
+    def coarse(index: int) -> records.ObjectRecord:
+        record = tiny.record(index)
+        return dataclasses.replace(record, voxels=record.voxels[::2, ::2, ::2])
+
+    path, _ = evaluated("compression")
+    other = tiny.write(tmp_path / "other", coarse, 2, 1)
+    output = tmp_path / "results.json"
+    run_command(f"--export={path}", f"--data={other}", "--iterations=1", f"--output={output}")
+    (row,) = json.loads(output.read_text())["rows"]
+    assert row["iou"] is None and row["l_comp"] > 0
+
+
+@pytest.mark.parametrize("name", ["implicit", "reconstruction", "jpeg2000"])
+def test_iterations_of_a_system_that_has_none_are_refused(evaluated, run_command, name):
+    path, _ = evaluated(name)
+    with pytest.raises(UserError) as caught:
+        run_command(f"--export={path}", "--iterations=2")
+    assert str(caught.value) == f"iterations=2 has no effect on model {name}"
+
+
+def test_the_command_evaluates_every_rate_or_those_of_the_config(
+    evaluated, run_command, tmp_path, capsys
+):
+    path, results = evaluated("jpeg2000")
+    output = tmp_path / "results.json"
+    run_command(f"--export={path}", f"--views={VIEWS}", f"--seed={SEED}", f"--output={output}")
+    written = json.loads(output.read_text())
+    for row in (*written["rows"], *results["rows"]):
+        row.pop("wall_seconds", None)
+    assert written == results
+    assert report.table(results) in capsys.readouterr().out
+    raw = tiny.make(tmp_path / "raw", 2, 1)
+    with pytest.raises(UserError, match="holds no JPEG 2000 views"):
+        run_command(f"--export={path}", f"--data={raw}", f"--output={output}")
 
 
 # --- The command ----------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import tensorflow as tf
 import tiny
 
 from tfjoint import dataset, export, models, provenance, records
-from tfjoint.config import Config
+from tfjoint.config import Config, resolve
 from tfjoint.errors import UserError
 from tfjoint.export import ExportError, Signatures
 
@@ -118,6 +118,164 @@ def test_codes_without_views_or_iterations_are_refused(loaded, name, views_itera
 def test_images_of_another_size_are_refused(loaded):
     with pytest.raises((ValueError, TypeError, tf.errors.InvalidArgumentError)):
         encode(loaded, np.zeros((1, 1, 64, 64, 3), np.float32), 1)
+
+
+# --- Every system ---------------------------------------------------------------------------------
+
+IMAGES = ("images", tf.float32, [None, None, 32, 32, 3])
+ANY_IMAGES = ("images", tf.float32, [None, None, None, None, 3])
+TIMES = ("iterations", tf.int32, [])
+
+
+def codes_of(*shape: int | None, dtype: tf.DType = tf.int8) -> tuple:
+    return ("codes", dtype, [None, None, *shape])
+
+
+JOINT = {
+    "encode": ([IMAGES, TIMES], tf.int8),
+    "reconstruct": ([codes_of(None, SIDE, SIDE, BITS)], tf.float32),
+    "decode": ([codes_of(None, SIDE, SIDE, BITS)], tf.float32),
+}
+FLOATS = codes_of(None, SIDE, SIDE, BITS, dtype=tf.float32)
+SERVED = {
+    "direct": JOINT,
+    "sequential": JOINT,
+    "separate": JOINT,
+    "compression": {
+        "encode": ([ANY_IMAGES, TIMES], tf.int8),
+        "decode": ([codes_of(None, None, None, BITS)], tf.float32),
+    },
+    "compression original": {
+        "encode": ([ANY_IMAGES, TIMES], tf.int8),
+        "decode": ([codes_of(None, None, None, 32)], tf.float32),
+    },
+    "reconstruction": {"reconstruct": ([IMAGES], tf.float32)},
+    "jpeg2000": {"reconstruct": ([IMAGES], tf.float32)},
+    "implicit": {
+        "encode": ([IMAGES], tf.int8),
+        "reconstruct": ([codes_of(64)], tf.float32),
+    },
+    "implicit floats": {
+        "encode": ([IMAGES], tf.float32),
+        "reconstruct": ([codes_of(64, dtype=tf.float32)], tf.float32),
+    },
+    "direct floats": {
+        "encode": ([IMAGES, TIMES], tf.float32),
+        "reconstruct": ([FLOATS], tf.float32),
+        "decode": ([FLOATS], tf.float32),
+    },
+}
+"""By system and what is special about it: its signatures, their inputs and the type they return."""
+
+
+@pytest.fixture(scope="module")
+def serve():
+    """A function of a name in `SERVED` that returns its config, its model and its signatures."""
+    made = {}
+
+    def make(name: str) -> tuple[Config, tf.keras.Model, Signatures]:
+        if name not in made:
+            system, _, special = name.partition(" ")
+            given = {"": {}, "original": {"codec": "original"}, "floats": {"binarizer": False}}
+            config, _ = resolve({"model": system, "profile": "smoke", **given[special]})
+            model = models.create(config)
+            made[name] = config, model, Signatures(model, config)
+        return made[name]
+
+    return make
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_a_system_has_the_signatures_that_it_can_serve(serve, name):
+    config, model, signatures = serve(name)
+    by_name = signatures.by_name
+    inputs = {
+        key: [(spec.name, spec.dtype, spec.shape.as_list()) for spec in f.input_signature]
+        for key, f in by_name.items()
+    }
+    assert inputs == {key: wanted for key, (wanted, _) in SERVED[name].items()}
+    values = {"images": tf.constant(images(2, 3)), "iterations": tf.constant(2)}
+    expected = model(values["images"], iterations=2)
+    for key in ("encode", "reconstruct", "decode"):
+        if key in by_name:
+            results = by_name[key](*(values[spec.name] for spec in by_name[key].input_signature))
+            ((_, value),) = results.items()
+            assert value.dtype == SERVED[name][key][1]
+            values |= results
+    if expected.codes is not None:
+        np.testing.assert_allclose(values["codes"], expected.codes, atol=1e-6)
+        assert (len(np.unique(values["codes"])) > 2) == (not config.binarizer)
+    if expected.logits is not None:
+        np.testing.assert_allclose(values["occupancy"], tf.sigmoid(expected.logits), atol=1e-6)
+    if expected.decoded is not None:
+        decoded = np.clip(expected.decoded, 0, 1)
+        np.testing.assert_allclose(values["images"], decoded, atol=1e-6)
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (48, 80), (64, 32)])
+def test_the_codec_alone_takes_images_of_any_multiple_of_16(serve, height, width):
+    _, model, signatures = serve("compression")
+    batch = np.random.default_rng(1).random((2, 1, height, width, 3), np.float32)
+    codes = signatures.by_name["encode"](tf.constant(batch), tf.constant(3))["codes"]
+    assert codes.shape == (2, 1, 3, height // 16, width // 16, BITS)
+    expected = model.codec(batch[:, 0], iterations=3)
+    np.testing.assert_array_equal(codes[:, 0], expected.codes)
+    decoded = signatures.by_name["decode"](codes)["images"]
+    np.testing.assert_allclose(decoded[:, 0], np.clip(expected.decoded, 0, 1), atol=1e-6)
+
+
+def test_one_trace_serves_every_size(serve):
+    encode = serve("compression")[2].by_name["encode"]
+    for sides in ((16, 32), (32, 16), (48, 48)):
+        encode(tf.zeros([1, 1, *sides, 3]), tf.constant(1))
+    assert encode.experimental_get_tracing_count() == 1
+
+
+@pytest.mark.parametrize(("height", "width"), [(40, 32), (32, 40), (15, 16), (8, 8)])
+def test_the_codec_alone_refuses_other_sizes(serve, height, width):
+    encode = serve("compression")[2].by_name["encode"]
+    message = "height and width must be multiples of 16"
+    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+        encode(tf.zeros([1, 1, height, width, 3]), tf.constant(1))
+
+
+@pytest.mark.parametrize("pixel", [1.01, -0.01, np.nan, np.inf])
+@pytest.mark.parametrize(
+    ("name", "key", "others"),
+    [
+        ("implicit", "encode", []),
+        ("reconstruction", "reconstruct", []),
+        ("compression", "encode", [1]),
+    ],
+)
+def test_every_system_refuses_images_out_of_range(serve, name, key, others, pixel):
+    batch = images()
+    batch[1, 2, 31, 31, 2] = pixel
+    with pytest.raises(tf.errors.InvalidArgumentError, match="images must be in"):
+        serve(name)[2].by_name[key](tf.constant(batch), *map(tf.constant, others))
+
+
+@pytest.mark.parametrize("shape", [(0, 1), (1, 0)])
+def test_nothing_cannot_be_reconstructed(serve, shape):
+    reconstruct = serve("reconstruction")[2].by_name["reconstruct"]
+    with pytest.raises(tf.errors.InvalidArgumentError, match="must hold an object and a view"):
+        reconstruct(tf.zeros([*shape, 32, 32, 3]))
+    reconstruct = serve("implicit")[2].by_name["reconstruct"]
+    with pytest.raises(tf.errors.InvalidArgumentError, match="codes must hold at least one object"):
+        reconstruct(tf.zeros([*shape, 64], tf.int8))
+
+
+def test_a_model_that_computes_iterations_again_is_saved_like_another(tmp_path):
+    """Its gradient is its own, and TensorFlow cannot save it."""
+    config, _ = resolve({"model": "compression", "profile": "smoke", "recompute": True})
+    model = models.create(config)
+    Signatures(model, config).save(tmp_path / "1")
+    loaded = tf.saved_model.load(str(tmp_path / "1"))
+    batch = images(1, 2)
+    codes = encode(loaded, batch, 3)
+    output = model(batch, iterations=3)
+    np.testing.assert_array_equal(codes, output.codes)
+    np.testing.assert_allclose(decode(loaded, codes), np.clip(output.decoded, 0, 1), atol=1e-6)
 
 
 # --- What it needs --------------------------------------------------------------------------------
@@ -288,6 +446,28 @@ def test_the_check_sees_a_small_change_of_one_weight(exported, signatures):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("reconstruction", r"differs from the model in occupancy: by .*e-0[56], allowed 1e-06"),
+        ("implicit floats", r"differs from the model in codes: by .*, allowed 1e-06"),
+    ],
+)
+def test_the_check_sees_a_small_change_where_there_are_no_bits(tmp_path, serve, name, words):
+    _, model, signatures = serve(name)
+    signatures.save(tmp_path / "1")
+    encodes = "encode" in signatures.by_name
+    bias = models.variables(model.image_encoder)[-1] if encodes else signatures.weights[-1]
+    before = bias.numpy()
+    try:
+        bias.assign(before + np.linspace(0, 1e-4, len(before), dtype=np.float32))
+        with pytest.raises(ExportError, match=words):
+            export.check_export(tmp_path / "1", signatures, images())
+    finally:
+        bias.assign(before)
+
+
+@pytest.mark.slow
 def test_the_check_refuses_tampered_weights(tmp_path, exported, signatures):
     copy = shutil.copytree(exported, tmp_path / "export")
     (path,) = (copy / "variables").glob("variables.data-*")
@@ -324,9 +504,18 @@ def test_the_check_looks_at_real_images_of_the_test_split(data, finished):
     config = runs.settings(data, finished)
     batch = export._real_images(config)
     assert batch.shape == (2, 3, 32, 32, 3)
-    examples = dataset.evaluation_examples(config, records.RecordSet(data, "test"), 3, 0)
+    test = dataset.open_split(config, "test")
+    examples = dataset.evaluation_examples(config, test, 3, 0)
     np.testing.assert_array_equal(batch[0], next(examples).images)
     assert tiny.VIEWS >= 3
+
+
+def test_the_check_looks_at_views_of_one_rate_where_there_are_several(tmp_path):
+    tiny.make_rates(tmp_path, (48, 96), 2, 2)
+    config = runs.settings(tmp_path, tmp_path / "run", model="jpeg2000")
+    batch = export._real_images(config)
+    assert batch.shape == (2, 3, 32, 32, 3)
+    np.testing.assert_allclose(batch[..., 2] * 255, 48, atol=1e-3)
 
 
 # --- Mixed precision ------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tfjoint import files
+from tfjoint.errors import UserError
 
 
 def contents(directory: Path) -> dict[str, str | None]:
@@ -119,3 +120,13 @@ def test_the_digest_of_a_file_is_that_of_its_bytes(tmp_path, size):
     path = tmp_path / "file"
     path.write_bytes(data)
     assert files.sha256(path) == hashlib.sha256(data).hexdigest()
+
+
+def test_a_directory_has_one_writer_at_a_time(tmp_path):
+    with files.only_writer(tmp_path):
+        with pytest.raises(UserError, match=r"another process writes to .*wait for its end"):
+            with files.only_writer(tmp_path):
+                pass
+        (tmp_path / "written").touch()
+    with files.only_writer(tmp_path):
+        assert (tmp_path / "written").is_file()

@@ -16,6 +16,7 @@ from tfjoint.layers import (
     UpConv3D,
     binarize,
     initializers,
+    repeat,
 )
 
 
@@ -169,6 +170,54 @@ def test_the_grid_has_no_output_gate(grid):
         np.testing.assert_allclose(state.hidden, np.tanh(state.cell), atol=1e-6)
 
 
+@pytest.mark.parametrize("output_gate", [False, True])
+@pytest.mark.parametrize("shared_bias", [False, True])
+def test_the_grid_with_an_output_gate_or_shared_biases_equals_numpy(output_gate, shared_bias):
+    layer = GridLSTM(3, 2, output_gate=output_gate, shared_bias=shared_bias)
+    layer.build((None, None, 5))
+    randomise(layer)
+    codes = np.sign(normal(3, 2, 4, 5))
+    expected = reference.grid_lstm(codes, *layer.get_weights(), output_gate=output_gate)
+    np.testing.assert_allclose(layer(codes), expected, atol=1e-6)
+    gates = 4 if output_gate else 3
+    own = [] if shared_bias else [(3, 3, 3, gates * 2)]
+    assert [w.shape for w in layer.get_weights()] == [
+        *((5, 27 * gates * 2), *own, (3, 3, 3, 2, gates * 2), (gates * 2,))
+    ]
+
+
+def test_shared_biases_are_those_of_every_cell():
+    """The same as a bias per cell that is zero, so that the shared ones alone are left."""
+    layers = [GridLSTM(2, 3, shared_bias=shared) for shared in (True, False)]
+    for layer in layers:
+        layer.build((None, None, 4))
+    randomise(layers[0])
+    kernel, *others = layers[0].get_weights()
+    layers[1].set_weights([kernel, np.zeros((2, 2, 2, 9)), *others])
+    codes = normal(0, 2, 3, 4)
+    np.testing.assert_allclose(layers[0](codes), layers[1](codes), atol=1e-6)
+
+
+def test_the_grid_of_choy_has_the_published_number_of_parameters():
+    layer = GridLSTM(4, 128, shared_bias=True)
+    layer.build((None, None, 1024))
+    assert layer.count_params() == 26_493_312
+
+
+def test_an_open_output_gate_is_none():
+    layers = [GridLSTM(2, 3, output_gate=gate) for gate in (True, False)]
+    for layer in layers:
+        layer.build((None, None, 4))
+    randomise(layers[1])
+    kernel, cells, hidden, bias = layers[1].get_weights()
+    kernel = np.concatenate([kernel.reshape(4, 8, 9), np.zeros((4, 8, 3))], -1).reshape(4, -1)
+    cells = np.concatenate([cells, np.full((2, 2, 2, 3), 50.0)], -1)  # sigmoid(50) is 1
+    hidden = np.concatenate([hidden, np.zeros((3, 3, 3, 3, 3))], -1)
+    layers[0].set_weights([kernel, cells, hidden, np.concatenate([bias, np.zeros(3)])])
+    codes = normal(1, 2, 3, 4)
+    np.testing.assert_allclose(layers[0](codes), layers[1](codes), atol=1e-6)
+
+
 def test_the_grid_step_by_step_gives_the_same_as_a_call(grid):
     codes = tf.constant(np.sign(normal(1, 3, 4, 5)))
     projected = grid.project(codes)
@@ -188,8 +237,9 @@ def test_every_object_of_the_grid_starts_from_zero(grid):
         np.testing.assert_allclose(grid(codes[[index]])[0], together[index], atol=1e-6)
 
 
-def test_the_gradient_of_the_grid_equals_finite_differences():
-    layer = GridLSTM(grid_size=2, channels=2, dtype="float64")
+@pytest.mark.parametrize("output_gate", [False, True])
+def test_the_gradient_of_the_grid_equals_finite_differences(output_gate):
+    layer = GridLSTM(grid_size=2, channels=2, output_gate=output_gate, dtype="float64")
     layer.build((None, None, 4))
     randomise(layer)
     same_gradients(layer, normal(0, 1, 3, 4))
@@ -198,14 +248,26 @@ def test_the_gradient_of_the_grid_equals_finite_differences():
 # --- UpConv3D -------------------------------------------------------------------------------------
 
 
-def upsample_then_convolve(volume: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
-    doubled = tf.keras.layers.UpSampling3D(2)(volume)
-    return tf.nn.conv3d(doubled, kernel, [1] * 5, "SAME") + bias
+def insert_zeros(volume: tf.Tensor) -> tf.Tensor:
+    """Put a zero behind every value along three axes, by stacking and reshaping."""
+    for axis in (1, 2, 3):
+        sides = volume.shape.as_list()
+        sides[axis] *= 2
+        volume = tf.reshape(tf.stack([volume, tf.zeros_like(volume)], axis + 1), sides)
+    return volume
 
 
+def upsample_then_convolve(
+    volume: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor, unpooling: str
+) -> tf.Tensor:
+    double = {"nearest": tf.keras.layers.UpSampling3D(2), "zeros": insert_zeros}[unpooling]
+    return tf.nn.conv3d(double(volume), kernel, [1] * 5, "SAME") + bias
+
+
+@pytest.mark.parametrize("unpooling", ["nearest", "zeros"])
 @pytest.mark.parametrize("sides", [(4, 4, 4), (1, 1, 1), (3, 5, 2), (1, 7, 3)])
-def test_up_conv_equals_upsampling_and_convolution_in_outputs_and_gradients(sides):
-    layer = UpConv3D(5)
+def test_up_conv_equals_unpooling_and_convolution_in_outputs_and_gradients(sides, unpooling):
+    layer = UpConv3D(5, unpooling)
     layer.build((None, None, None, None, 3))
     randomise(layer)
     volume = tf.constant(normal(1, 2, *sides, 3))
@@ -213,7 +275,7 @@ def test_up_conv_equals_upsampling_and_convolution_in_outputs_and_gradients(side
     with tf.GradientTape(persistent=True) as tape:
         kernel, bias = (tf.convert_to_tensor(weight) for weight in layer.get_weights())
         tape.watch([volume, kernel, bias])
-        expected = upsample_then_convolve(volume, kernel, bias)
+        expected = upsample_then_convolve(volume, kernel, bias, unpooling)
         outputs = layer(volume)
         loss, expected_loss = (tf.reduce_sum(upstream * y) for y in (outputs, expected))
     np.testing.assert_allclose(outputs, expected, atol=1e-5)
@@ -221,6 +283,20 @@ def test_up_conv_equals_upsampling_and_convolution_in_outputs_and_gradients(side
     for found, wanted in zip(gradients, tape.gradient(expected_loss, [volume, kernel, bias])):
         scale = max(1, np.abs(wanted).max())
         np.testing.assert_allclose(found / scale, wanted / scale, atol=1e-5)
+
+
+def test_zeros_are_inserted_behind_the_values():
+    volume = normal(3, 2, 3, 1, 2, 4)
+    expected = reference.insert_zeros(volume)
+    assert np.count_nonzero(expected) == volume.size == expected.size // 8
+    np.testing.assert_array_equal(insert_zeros(tf.constant(volume)), expected)
+    # A kernel that is its centre alone copies: what comes out is what went in, between zeros.
+    layer = UpConv3D(4, "zeros")
+    layer.build((None, None, None, None, 4))
+    kernel = np.zeros((3, 3, 3, 4, 4))
+    kernel[1, 1, 1] = np.eye(4)
+    layer.set_weights([kernel, np.zeros(4)])
+    np.testing.assert_array_equal(layer(volume), expected)
 
 
 def test_up_conv_equals_keras_layers():
@@ -267,6 +343,132 @@ def test_the_gradient_of_up_conv_equals_finite_differences():
     layer.build((None, None, None, None, 2))
     randomise(layer)
     same_gradients(layer, normal(0, 1, 2, 3, 1, 2))
+
+
+# --- repeat ---------------------------------------------------------------------------------------
+
+
+class Walk:
+    """A recurrent step with two states, two inputs, two variables and outputs of two types."""
+
+    def __init__(self) -> None:
+        self.turn = tf.Variable(normal(0, 3, 3) / 2)
+        self.bias = tf.Variable(normal(1, 3))
+        tensors = [tf.constant(normal(2 + index, 4, 3)) for index in range(4)]
+        self.state = {"place": tensors[0], "speed": tensors[1]}
+        self.inputs = tensors[2], tensors[3][0]
+
+    def step(self, t, state, inputs):
+        force, scale = inputs
+        time = tf.cast(t, tf.float32) / 10
+        speed = tf.tanh(state["speed"] @ self.turn + force * tf.cos(time) + self.bias)
+        place = state["place"] + speed * scale
+        outputs = place**2, tf.cast(speed, tf.float64)
+        return {"place": place, "speed": speed}, outputs
+
+    def by_hand(self, count: int) -> tuple[list, list]:
+        """The outputs of `count` steps, one after the other."""
+        state, outputs = self.state, []
+        for t in range(count):
+            state, now = self.step(tf.constant(t), state, self.inputs)
+            outputs.append(now)
+        return [tf.stack(steps) for steps in zip(*outputs)]
+
+    def repeated(self, count, recompute: bool) -> list:
+        dtypes = (tf.float32, tf.float64)
+        return repeat(self.step, count, self.state, self.inputs, dtypes, recompute)
+
+    def differentiate(self, outputs_of) -> tuple[list, list]:
+        """Outputs, and gradients of a sum of them to the states, the inputs and the variables."""
+        sources = [*tf.nest.flatten((self.state, self.inputs)), self.turn, self.bias]
+        with tf.GradientTape() as tape:
+            tape.watch(sources)
+            places, speeds = outputs_of(self)
+            # Weighted by time, so that every step has a gradient of its own.
+            weights = tf.cast(tf.range(1, tf.shape(places)[0] + 1), tf.float32)[:, None, None]
+            loss = tf.reduce_sum(weights * places) + tf.reduce_sum(
+                weights**2 * tf.cast(speeds, tf.float32)
+            )
+        return [places, speeds], tape.gradient(loss, sources)
+
+
+def same_values(found, expected) -> None:
+    for ours, theirs in zip(tf.nest.flatten(found), tf.nest.flatten(expected)):
+        assert ours.dtype == theirs.dtype and ours.shape == theirs.shape
+        scale = np.abs(theirs).max()
+        assert scale > 0.01
+        np.testing.assert_allclose(ours / scale, theirs / scale, atol=2e-6)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_repeating_a_step_is_taking_it_again_and_again(count, recompute):
+    walk = Walk()
+    expected = walk.differentiate(lambda walk: walk.by_hand(count))
+    found = walk.differentiate(lambda walk: walk.repeated(count, recompute))
+    assert len(found[1]) == 6
+    same_values(found, expected)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_repeating_a_step_works_in_one_graph_for_any_count(recompute):
+    walk = Walk()
+
+    @tf.function(input_signature=[tf.TensorSpec([], tf.int32)])
+    def run(count):
+        return walk.differentiate(lambda walk: walk.repeated(count, recompute))
+
+    for count in (1, 2, 7):
+        expected = Walk().differentiate(lambda walk, count=count: walk.by_hand(count))
+        same_values(run(tf.constant(count)), expected)
+    assert run.experimental_get_tracing_count() == 1
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_repeated_step_may_do_without_inputs_variables_and_gradients(recompute):
+    state = tf.constant([1.0, 2.0])
+    with tf.GradientTape() as tape:
+        tape.watch(state)
+        (outputs,) = repeat(
+            lambda t, state, inputs: (2 * state, [state]), 4, state, (), [tf.float32], recompute
+        )
+    np.testing.assert_array_equal(outputs, np.outer([1, 2, 4, 8], [1, 2]))
+    np.testing.assert_array_equal(tape.gradient(outputs, state), [15, 15])
+    (counted,) = repeat(
+        lambda t, state, inputs: (state, [t * inputs]), 3, state, tf.constant(5), [tf.int32]
+    )
+    np.testing.assert_array_equal(counted, [0, 5, 10])
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_the_gradient_of_one_output_alone_passes_through_a_repeated_step(recompute):
+    walk = Walk()
+    for index in (0, 1):
+        gradients = []
+        for outputs_of in (walk.by_hand, lambda count: walk.repeated(count, recompute)):
+            with tf.GradientTape() as tape:
+                last = outputs_of(5)[index][-1]
+            gradients.append(tape.gradient(last, [walk.turn, walk.bias]))
+        same_values(*gradients)
+
+
+@pytest.mark.parametrize(("recompute", "times"), [(False, 1), (True, 2)])
+def test_recomputing_runs_every_step_a_second_time_and_keeping_does_not(recompute, times):
+    ran = []
+    weight = tf.Variable(2.0)
+
+    def step(t, state, inputs):
+        tf.py_function(lambda t: ran.append(int(t)), [t], [])
+        return state * weight, [state]
+
+    @tf.function
+    def gradient():
+        with tf.GradientTape() as tape:
+            (outputs,) = repeat(step, 3, tf.constant(1.0), (), [tf.float32], recompute)
+        return tape.gradient(outputs, weight)
+
+    assert float(gradient()) == 1 + 2 * 2  # of 1 + w + w^2
+    assert sorted(ran) == sorted([0, 1, 2] * times)
 
 
 # --- Binarizer ------------------------------------------------------------------------------------
@@ -387,7 +589,13 @@ def test_binarize_compares_noise_with_the_probability():
 LAYERS = {
     "ConvLSTMCell": (ConvLSTMCell, {"channels": 3, "kernel_size": 5, "stride": 2}, (2, 4, 4, 3)),
     "GridLSTM": (GridLSTM, {"grid_size": 2, "channels": 3}, (2, 3, 4)),
+    "GridLSTM of Choy": (
+        GridLSTM,
+        {"grid_size": 2, "channels": 3, "output_gate": True, "shared_bias": True},
+        (2, 3, 4),
+    ),
     "UpConv3D": (UpConv3D, {"channels": 3}, (2, 2, 2, 2, 3)),
+    "UpConv3D with zeros": (UpConv3D, {"channels": 3, "unpooling": "zeros"}, (2, 2, 2, 2, 3)),
     "Binarizer": (Binarizer, {}, (2, 4)),
 }
 
@@ -419,6 +627,11 @@ def test_a_layer_can_be_made_again_from_its_config(name):
 def test_a_layer_without_size_is_refused_with_what_was_received(kind, arguments):
     with pytest.raises(ValueError, match=f"at least 1.*Received: .*{min(arguments.values())}"):
         kind(**arguments)
+
+
+def test_an_unknown_unpooling_is_refused_with_what_was_received():
+    with pytest.raises(ValueError, match=r"one of nearest, zeros. Received: .*unpooling='tile'"):
+        UpConv3D(2, "tile")
 
 
 def test_kernels_start_with_the_published_spread_and_biases_at_a_tenth():

@@ -141,21 +141,59 @@ def test_one_prediction_is_compared_with_many_grids():
     np.testing.assert_allclose(found, expected)
 
 
+def plain_overlap(
+    probabilities: np.ndarray, voxels: np.ndarray, threshold: float
+) -> tuple[int, int]:
+    pairs = [(p >= np.float32(threshold), v) for p, v in zip(probabilities.flat, voxels.flat)]
+    return sum(p and v for p, v in pairs), sum(p or v for p, v in pairs)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.3, 0.4, 1.0])
+def test_overlap_counts_the_voxels_of_both_and_of_either(threshold):
+    probabilities, voxels = grids(4, 5)
+    both, either = metrics.overlap(probabilities, voxels, threshold)
+    expected = [plain_overlap(p, v, threshold) for p, v in zip(probabilities, voxels)]
+    assert list(zip(both, either)) == expected
+    assert both.dtype.kind == either.dtype.kind == "i"
+    # Of one object, two numbers; without a word at the threshold of the paper.
+    assert metrics.overlap(probabilities[0], voxels[0]) == plain_overlap(
+        probabilities[0], voxels[0], 0.4
+    )
+
+
+def test_overlap_of_nothing_is_nothing():
+    nothing = np.zeros((2, 3, 3, 3), bool)
+    both, either = metrics.overlap(nothing * 0.1, nothing)
+    np.testing.assert_array_equal([both, either], np.zeros((2, 2)))
+
+
+def counts_of(probabilities: np.ndarray, voxels: np.ndarray) -> np.ndarray:
+    return np.array([plain_overlap(p, v, 0.4) for p, v in zip(probabilities, voxels)])
+
+
 @pytest.mark.parametrize("objects", [1, 2, 6, 7, 13, 20])
 def test_pooled_iou_counts_a_minibatch_as_one_grid_and_a_last_partial_one_too(objects):
     probabilities, voxels = grids(2, 13, side=4)
     voxels *= np.linspace(0, 1, 13)[:, None, None, None] > 0.2  # some objects are empty
     minibatches = [slice(i, i + objects) for i in range(0, 13, objects)]
     expected = np.mean([plain_iou(probabilities[m], voxels[m], 0.4) for m in minibatches])
-    assert metrics.pooled_iou(probabilities, voxels, objects) == pytest.approx(expected, abs=1e-12)
+    found = metrics.pooled_iou(counts_of(probabilities, voxels), objects)
+    assert found == pytest.approx(expected, abs=1e-12)
+
+
+def test_pooled_iou_has_closed_forms():
+    assert metrics.pooled_iou(np.array([[1, 2], [3, 6], [1, 1]]), 2) == (4 / 8 + 1) / 2
+    assert metrics.pooled_iou(np.array([[0, 0], [0, 0], [0, 5]]), 2) == (1 + 0) / 2
+    assert metrics.pooled_iou(np.array([[0, 0], [1, 4]]), 6) == 1 / 4
 
 
 def test_pooled_iou_of_single_objects_is_the_mean_iou():
     probabilities, voxels = grids(3, 5)
     voxels[0] = False
-    pooled = metrics.pooled_iou(probabilities, voxels, 1)
+    counts = counts_of(probabilities, voxels)
+    pooled = metrics.pooled_iou(counts, 1)
     assert pooled == pytest.approx(metrics.iou(probabilities, voxels).mean())
-    assert pooled != pytest.approx(metrics.pooled_iou(probabilities, voxels, 5), abs=1e-3)
+    assert pooled != pytest.approx(metrics.pooled_iou(counts, 5), abs=1e-3)
 
 
 # --- Cross-entropy and average precision ----------------------------------------------------------

@@ -10,13 +10,13 @@ import tensorflow as tf
 from tfjoint import config, models
 from tfjoint.layers import BinarizerNoise, UpConv3D
 from tfjoint.losses import loss_terms
-from tfjoint.models import Compression, Direct, VoxelDecoder
+from tfjoint.models import Codec, Direct, ImageEncoder, VoxelDecoder
 
 SMOKE = {"profile": "smoke"}
 SIZE = 32
 
 
-def make(**settings) -> Direct:
+def make(**settings) -> tf.keras.Model:
     return models.create(config.resolve({**SMOKE, **settings})[0])
 
 
@@ -63,43 +63,106 @@ def run(direct):
 # --- Against the tables ---------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def paper() -> Direct:
-    return make(profile="paper")
+PARAMETERS = {
+    "small_a": [1_728, 851_968, 5_767_168, 295_936, 4_096, 851_968, 884_736, 221_184, 48],
+    "small_b": [1_728, 851_968, 5_767_168, 295_936, 4_096, 2_621_440, 851_968, 884_736, 3_456],
+    "original": [
+        *(1_728, 851_968, 5_767_168, 10_485_760, 16_384),
+        *(16_384, 10_485_760, 3_407_872, 3_538_944, 884_736, 96),
+    ],
+}
+"""By variant of the codec: the parameters of its layers in the paper profile, in their order."""
+TOTALS = {"small_a": 8_878_832, "small_b": 11_282_496, "original": 35_456_800}
 
 
-def test_the_compression_network_has_the_parameters_of_its_table(paper):
-    compression = paper.compression
-    layers = [compression.encoder_conv, *compression.encoder_cells]
-    layers += [compression.decoder_conv, *compression.decoder_cells, compression.output_conv]
-    assert [layer.count_params() for layer in layers] == [
-        *(1_728, 851_968, 5_767_168, 295_936),
-        *(4_096, 851_968, 884_736, 221_184, 48),
+def layers_of(codec: Codec) -> list:
+    encoder = [codec.encoder_conv, *codec.encoder_cells, *filter(None, [codec.code_conv])]
+    return [*encoder, codec.decoder_conv, *codec.decoder_cells, codec.output_conv]
+
+
+@pytest.mark.parametrize("variant", config.CODECS)
+def test_a_codec_has_the_parameters_of_its_table(variant):
+    codec = make(model="compression", profile="paper", codec=variant).codec
+    assert [layer.count_params() for layer in layers_of(codec)] == PARAMETERS[variant]
+    assert codec.count_params() == sum(PARAMETERS[variant]) == TOTALS[variant]
+
+
+def test_the_image_encoder_has_the_parameters_of_its_table():
+    encoder = ImageEncoder()
+    encoder.build((None, 128, 128, 3))
+    assert [layer.count_params() for layer in (*encoder.convolutions, encoder.dense)] == [
+        *(14_208, 110_720, 295_168, 590_080, 590_080, 590_080, 1_049_600)
     ]
-    assert compression.count_params() == 8_878_832
+    # Choy's poolings are padded: 128 pixels end as 3 x 3 instead of 2 x 2.
+    padded = ImageEncoder(pool_padding=True)
+    padded.build((None, 128, 128, 3))
+    assert padded.dense.count_params() == (9 * 256 + 1) * 1024
 
 
-def test_the_voxel_decoder_and_the_grid_have_the_parameters_of_the_specification(paper):
-    assert paper.voxel_decoder.count_params() == 1_163_298
-    assert paper.grid.count_params() == 26_517_888
+def test_the_implicit_model_has_a_quarter_of_its_bits_as_channels():
+    """480:1 is 819.2 bits; 820 is the next number that four positions share."""
+    model = make(model="implicit", code_bits=820)
+    encoder = model.image_encoder
+    assert [layer.filters for layer in encoder.convolutions] == [8, 16, 16, 205]
+    assert encoder.dense.count_params() == (4 * 205 + 1) * 820
+    assert model.volume.grid.input_kernel.shape[0] == 820
 
 
-def test_the_direct_model_is_its_three_parts_and_all_of_it_is_trained(paper):
+def test_the_direct_model_is_its_three_parts_and_all_of_it_is_trained():
+    paper = make(profile="paper")
+    assert paper.compression.count_params() == 8_878_832
+    assert paper.volume.voxel_decoder.count_params() == 1_163_298
+    assert paper.volume.grid.count_params() == 26_517_888
     total = 8_878_832 + 26_517_888 + 1_163_298
     assert paper.count_params() == total
     assert sum(np.prod(w.shape) for w in paper.trainable_variables) == total
 
 
-def test_code_bits_at_paper_width_are_1024_per_iteration(paper):
-    assert paper.code_side == 8
-    assert paper.code_bits == 1024
+def test_the_reconstruction_network_has_the_parameters_of_the_specification():
+    assert make(model="reconstruction", profile="paper").count_params() == 30_921_122
+
+
+def test_systems_are_made_of_the_same_parts():
+    """Smoke widths; the sum of the parts is the whole, so no system has a part of its own."""
+    sizes = {name: make(model=name).count_params() for name in models.MODELS}
+    assert sizes["sequential"] == sizes["separate"]
+    assert sizes["sequential"] == sizes["compression"] + sizes["reconstruction"]
+    assert sizes["jpeg2000"] == sizes["reconstruction"]
+    volume = make().volume.count_params()
+    assert sizes["direct"] == sizes["compression"] + volume
+    encoder = make(model="implicit").image_encoder.count_params()
+    assert sizes["implicit"] == encoder + volume
+
+
+class Witness:
+    """A config that notes what is read of it."""
+
+    def __init__(self, settings: config.Config) -> None:
+        self._settings = settings
+        self.read: set[str] = set()
+
+    def __getattr__(self, name: str):
+        self.read.add(name)
+        return getattr(self._settings, name)
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+def test_a_system_is_made_of_the_settings_that_it_is_said_to_use(name):
+    settings, _ = config.resolve({**SMOKE, "model": name})
+    witness = Witness(settings)
+    models.MODELS[name](witness)
+    # What the loss, the minibatch and the trainer read.
+    elsewhere = {"loss_weight", "iterations_min", "iterations_max", "rates", "codec_run"}
+    partial = set().union(*config.USES.values())
+    frozen = {"recompute"} if name == "separate" else set()  # a frozen codec has no backward pass
+    assert (witness.read & partial) - frozen == config.USES[name] - elsewhere
 
 
 def test_defaults_of_the_parts_are_the_paper_profile():
-    compression, decoder = Compression(), VoxelDecoder()
-    compression.build()
+    codec, decoder = Codec(), VoxelDecoder()
+    codec.build()
     decoder.build((None, 4, 4, 4, 128))
-    assert compression.count_params() == 8_878_832
+    assert codec.count_params() == 8_878_832
     assert decoder.count_params() == 1_163_298
 
 
@@ -175,43 +238,86 @@ def test_the_image_decoder_reads_an_iteration_only_after_the_ones_before(direct)
 # --- Against NumPy --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("gamma", [1.0, 0.0, 0.5])
-def test_the_compression_network_equals_numpy(gamma):
-    compression = Compression((8, 8, 12), (8, 16, 8, 12), code_channels=4, gamma=gamma)
-    compression.build()
-    randomise(compression, 2.5)
-    given = np.stack([images(seed, size=48) for seed in range(2)])
-    activations, expected_codes, expected = reference.Codec(compression.get_weights(), gamma).run(
-        given, 4
-    )
-    assert np.abs(activations).min() > 1e-5  # no bit hangs on rounding
+NARROW = {
+    "small_a": {"encoder_channels": (8, 8, 12), "decoder_channels": (8, 16, 8, 12)},
+    "small_b": {"encoder_channels": (8, 8, 12), "decoder_channels": (8, 16, 8, 12)},
+    "original": {"encoder_channels": (8, 8, 12, 8), "decoder_channels": (8, 16, 8, 12, 8)},
+}
+
+
+@pytest.mark.parametrize(
+    ("variant", "gamma", "binarizer"),
+    [
+        ("small_a", 1.0, True),
+        ("small_a", 0.0, True),
+        ("small_a", 0.5, False),
+        ("small_b", 1.0, True),
+        ("small_b", 0.0, False),
+        ("original", 1.0, True),
+        ("original", 0.5, False),
+    ],
+)
+def test_the_compression_network_equals_numpy(variant, gamma, binarizer):
+    codec = Codec(variant, **NARROW[variant], code_channels=4, gamma=gamma, binarizer=binarizer)
+    codec.build()
+    randomise(codec, 2.5)
+    given = np.stack([images(seed, size=48)[:32] for seed in range(2)])  # any multiple of 16
+    written_again = reference.Codec(codec.get_weights(), gamma, variant, binarizer)
+    activations, expected_codes, expected = written_again.run(given, 4)
     assert 0.2 < np.mean(expected_codes > 0) < 0.8
-    found = compression(given, iterations=4)
-    np.testing.assert_array_equal(found.codes, expected_codes)
-    np.testing.assert_allclose(found.decoded, expected, atol=2e-5)
-    np.testing.assert_allclose(compression.decode(expected_codes), expected, atol=2e-5)
+    found = codec(given, iterations=4)
+    if binarizer:
+        assert np.abs(activations).min() > 1e-5  # no bit hangs on rounding
+        np.testing.assert_array_equal(found.codes, expected_codes)
+    else:
+        assert len(np.unique(expected_codes)) > 100
+        np.testing.assert_allclose(found.codes, expected_codes, atol=2e-5)
+    np.testing.assert_allclose(found.decoded, expected, atol=5e-5)
+    np.testing.assert_allclose(codec.decode(expected_codes), expected, atol=5e-5)
 
 
-def test_the_voxel_decoder_equals_numpy():
-    decoder = VoxelDecoder((6, 5, 4, 3))
+@pytest.mark.parametrize(("code", "padding"), [(False, False), (True, False), (False, True)])
+def test_the_image_encoder_equals_numpy(code, padding):
+    activation = {"activation": tf.tanh} if code else {}
+    encoder = ImageEncoder((4, 6, 5), 7, **activation, pool_padding=padding)
+    sides = (18, 26) if padding else (16, 24)
+    encoder.build((None, *sides, 3))
+    randomise(encoder, 1.5)
+    given = np.random.default_rng(0).random((3, *sides, 3)).astype(np.float32)
+    expected = reference.image_encoder(given, encoder.get_weights(), code, padding)
+    assert np.std(expected) > 0.05 and np.any(expected < 0)
+    found = encoder(given)
+    assert found.shape == (3, 7)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("unpooling", ["nearest", "zeros"])
+def test_the_voxel_decoder_equals_numpy(unpooling):
+    decoder = VoxelDecoder((6, 5, 4, 3), unpooling)
     decoder.build((None, None, None, None, 2))
     randomise(decoder, 1.0)
     grid = np.tanh(np.random.default_rng(0).normal(size=(2, 2, 2, 2, 2))).astype(np.float32)
-    expected = reference.voxel_decoder(grid, decoder.get_weights())
-    assert np.std(expected) > 0.1
+    expected = reference.voxel_decoder(grid, decoder.get_weights(), unpooling)
+    assert np.std(expected) > 0.05
     np.testing.assert_allclose(decoder(grid), expected, atol=1e-5)
+
+
+def shape_of(sequences, volume, unpooling: str = "nearest", **settings) -> np.ndarray:
+    """Logits of sequences [B, S, K] by NumPy, with the weights of a model's last part."""
+    hidden = reference.grid_lstm(np.array(sequences), *volume.grid.get_weights(), **settings)
+    return reference.voxel_decoder(hidden, volume.voxel_decoder.get_weights(), unpooling)
 
 
 def test_the_shape_of_a_code_equals_numpy(direct):
     """Grid and voxel decoder together; views in order, the iterations of a view in a row."""
     given = codes(1, 1, 2, 3, 2, 2, 16)
     sequence = [given[0, v, t].ravel() for v in range(2) for t in range(3)]
-    hidden = reference.grid_lstm(np.array([sequence]), *direct.grid.get_weights())
-    expected = reference.voxel_decoder(hidden, direct.voxel_decoder.get_weights())
-    np.testing.assert_allclose(direct.occupancy(given), expected, atol=1e-5)
+    np.testing.assert_allclose(
+        direct.occupancy(given), shape_of([sequence], direct.volume), atol=1e-5
+    )
 
 
-def residual_recursion(model: Compression, given: np.ndarray, iterations: int) -> tf.Tensor:
+def residual_recursion(model: Codec, given: np.ndarray, iterations: int) -> tf.Tensor:
     """Eqs. 10 and 11 with the model's layers, one image at a time; images [N, T, H, W, 3]."""
     rows = []
     for image in given:
@@ -239,9 +345,108 @@ def test_images_follow_the_residual_recursion_step_by_step(gamma):
     model = make(gamma=gamma)
     randomise(model, 2.0)
     given = images(6, 3)
-    expected = residual_recursion(model.compression, given, 4)
-    found = model.compression(given, iterations=4)
+    codec = model.compression.codec
+    expected = residual_recursion(codec, given, 4)
+    found = codec(given, iterations=4)
     np.testing.assert_allclose(found.decoded, expected, atol=2e-5)
+
+
+def vectors_of(given: np.ndarray, encoder: ImageEncoder, **settings) -> np.ndarray:
+    """What the image encoder makes of views [B, V, H, W, 3], by NumPy: [B, V, K]."""
+    rows = given.reshape(-1, *given.shape[2:])
+    vectors = reference.image_encoder(rows, encoder.get_weights(), **settings)
+    return vectors.reshape(*given.shape[:2], -1)
+
+
+def test_the_reconstruction_network_equals_numpy():
+    model = make(model="reconstruction")
+    randomise(model, 1.5)
+    given = images(20, 2, 3)
+    output = model(given, iterations=7)  # which has no meaning here
+    assert output.codes is None and output.decoded is None
+    expected = shape_of(vectors_of(given, model.image_encoder), model.volume)
+    assert np.std(expected) > 0.1
+    np.testing.assert_allclose(output.logits, expected, atol=1e-5)
+    np.testing.assert_allclose(model.occupancy(given), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("padding", "unpooling", "shared_bias", "output_gate"),
+    [(True, "zeros", True, False), (False, "nearest", False, True)],
+)
+def test_the_settings_of_choy_and_the_output_gate_equal_numpy(
+    padding, unpooling, shared_bias, output_gate
+):
+    given = {"pool_padding": padding, "unpooling": unpooling, "shared_bias": shared_bias}
+    model = make(model="reconstruction", **given, output_gate=output_gate)
+    assert len(model.volume.grid.weights) == (3 if shared_bias else 4)
+    randomise(model, 1.5)
+    views = images(21, 1, 2)
+    vectors = vectors_of(views, model.image_encoder, padding=padding)
+    expected = shape_of(vectors, model.volume, unpooling, output_gate=output_gate)
+    assert np.std(expected) > 0.1
+    np.testing.assert_allclose(model.occupancy(views), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("binarizer", [True, False])
+def test_the_implicit_model_equals_numpy(binarizer):
+    model = make(model="implicit", binarizer=binarizer)
+    randomise(model, 1.5)
+    given = images(22, 2, 3)
+    values = vectors_of(given, model.image_encoder, code=True)
+    assert np.abs(values).min() > 1e-6  # no bit hangs on rounding
+    bits = np.where(values >= 0, 1, -1) if binarizer else values
+    output = model(given)
+    assert output.decoded is None
+    np.testing.assert_allclose(output.codes, bits, atol=1e-5)
+    np.testing.assert_array_equal(model.encode(given), output.codes)
+    expected = shape_of(bits, model.volume)
+    np.testing.assert_allclose(output.logits, expected, atol=2e-5)
+    np.testing.assert_allclose(model.occupancy(output.codes), expected, atol=2e-5)
+
+
+@pytest.fixture(scope="module")
+def sequential() -> tf.keras.Model:
+    model = make(model="sequential")
+    randomise(model, 2.0)
+    return model
+
+
+def test_the_sequential_model_reconstructs_from_the_last_decoded_views_clipped(sequential):
+    output = sequential(images(23, 2, 2), iterations=3)
+    last = output.decoded[:, :, -1].numpy()
+    network = sequential.reconstruction
+    expected, unclipped = (
+        shape_of(vectors_of(views, network.image_encoder), network.volume)
+        for views in (np.clip(last, 0, 1), last)
+    )
+    np.testing.assert_allclose(output.logits, expected, atol=2e-4)
+    assert np.abs(unclipped - expected).max() > 0.01
+
+
+def test_the_codes_of_the_sequential_model_are_those_of_its_codec_and_give_its_shape(sequential):
+    given = images(24, 1, 3)
+    output = sequential(given, iterations=2)
+    rows = sequential.compression.codec(given[0], iterations=2)
+    np.testing.assert_array_equal(output.codes[0], rows.codes)
+    np.testing.assert_allclose(output.decoded[0], rows.decoded, atol=1e-6)
+    np.testing.assert_array_equal(sequential.encode(given, 2), output.codes)
+    np.testing.assert_allclose(sequential.decode(output.codes), output.decoded, atol=1e-6)
+    np.testing.assert_allclose(sequential.occupancy(output.codes), output.logits, atol=2e-5)
+
+
+def test_the_separate_model_computes_what_the_sequential_one_does_at_inference(sequential):
+    model = make(model="separate")
+    model.compression.set_weights(sequential.compression.get_weights())
+    model.reconstruction.set_weights(sequential.reconstruction.get_weights())
+    given = images(25, 1, 2)
+    for first, second in zip(model(given, iterations=3), sequential(given, iterations=3)):
+        np.testing.assert_allclose(first, second, atol=1e-6)
+    # Its codec is finished: it codes in training as it will be used.
+    in_training = model(given, iterations=3, noise=noise(2))
+    np.testing.assert_array_equal(in_training.codes, model.encode(given, 3))
+    drawn = sequential(given, iterations=3, noise=noise(2)).codes
+    assert np.any(drawn != in_training.codes)
 
 
 def test_one_shot_images_stay_in_range_and_additive_ones_are_sums():
@@ -336,19 +541,51 @@ def truth(seed: int, objects: int) -> np.ndarray:
     return (np.random.default_rng(seed).random((objects, 32, 32, 32)) < 0.3).astype(np.float32)
 
 
-@pytest.mark.parametrize("precision", config.PRECISIONS)
-def test_every_weight_gets_a_finite_gradient_that_is_not_zero(precision):
-    model = make(precision=precision)
+@pytest.mark.parametrize(
+    ("name", "precision", "variables"),
+    [
+        *((name, "float32", 0) for name in models.MODELS if name != "direct"),
+        ("direct", "float32", 29),
+        ("direct", "mixed_bfloat16", 29),
+    ],
+)
+def test_every_weight_gets_a_finite_gradient_that_is_not_zero(name, precision, variables):
+    model = make(model=name, precision=precision)
     with tf.GradientTape() as tape:
         loss = joint_loss(model, images(14, 2, 2), truth(0, 2))
     gradients = tape.gradient(loss, model.trainable_variables)
-    assert len(gradients) == 29
+    assert len(gradients) == (variables or len(model.variables) - 15 * (name == "separate"))
     for variable, gradient in zip(model.trainable_variables, gradients):
         assert gradient is not None, variable.name
         assert gradient.dtype == tf.float32
         values = np.abs(gradient)
         assert np.all(np.isfinite(values)), variable.name
         assert np.mean(values > 0) > 0.5, variable.name
+
+
+@pytest.mark.parametrize("name", ["sequential", "separate"])
+def test_the_shape_loss_reaches_the_whole_codec_unless_it_is_frozen(name):
+    model = make(model=name)
+    codec = model.compression.codec
+    weights = [layer.trainable_weights or layer.weights for layer in layers_of(codec)]
+    with tf.GradientTape() as tape:
+        tape.watch([v if isinstance(v, tf.Variable) else v.value for w in weights for v in w])
+        logits = model(images(26, 1, 2), iterations=3, noise=noise(2)).logits
+        loss = tf.reduce_mean(tf.square(logits))
+    gradients = tape.gradient(loss, [v for w in weights for v in w])
+    assert len(gradients) == 15
+    reached = [gradient is not None and bool(np.any(gradient)) for gradient in gradients]
+    assert reached == [name == "sequential"] * 15
+
+
+def test_only_the_reconstruction_of_the_separate_model_is_trained():
+    model = make(model="separate")
+    network = model.reconstruction
+    trained = [id(v) for v in model.trainable_variables]
+    assert trained == [id(v) for v in network.trainable_variables]
+    assert len(trained) == len(network.variables) > 0
+    assert not model.compression.trainable_variables
+    assert len(models.variables(model)) == len(trained) + 15
 
 
 def test_the_image_loss_trains_the_codec_alone_and_the_shape_loss_the_encoder_too(direct):
@@ -360,16 +597,17 @@ def test_the_image_loss_trains_the_codec_alone_and_the_shape_loss_the_encoder_to
             tf.nn.sigmoid_cross_entropy_with_logits(labels=voxels, logits=output.logits)
         )
         image_loss = tf.reduce_mean(tf.abs(given[:, :, np.newaxis] - output.decoded))
+    codec = direct.compression.codec
     reached = {
         name: [g is not None and bool(np.any(g)) for g in tape.gradient(loss, variables)]
         for name, loss, variables in (
-            ("image, 3D", image_loss, direct.grid.trainable_variables),
+            ("image, 3D", image_loss, direct.volume.grid.trainable_variables),
             ("image, codec", image_loss, direct.compression.trainable_variables),
-            ("shape, encoder", shape_loss, direct.compression.encoder_conv.trainable_variables),
+            ("shape, encoder", shape_loss, codec.encoder_conv.trainable_variables),
             (
                 "shape, image decoder",
                 shape_loss,
-                direct.compression.output_conv.trainable_variables,
+                codec.output_conv.trainable_variables,
             ),
         )
     }
@@ -406,7 +644,7 @@ def finite_differences(loss, variables, step: float = 5e-3, tolerance: float = 5
 def test_the_gradient_of_grid_and_voxel_decoder_equals_finite_differences(direct):
     given = codes(4, 2, 2, 2, 2, 2, 16)
     upstream = tf.constant(np.random.default_rng(0).normal(1, 1, (2, 32, 32, 32)))
-    weights = [*direct.grid.trainable_variables, *direct.voxel_decoder.trainable_variables]
+    weights = direct.volume.trainable_variables
 
     @tf.function
     def loss():
@@ -418,8 +656,8 @@ def test_the_gradient_of_grid_and_voxel_decoder_equals_finite_differences(direct
 def test_the_gradient_of_the_image_decoder_equals_finite_differences(direct):
     given = codes(5, 2, 1, 3, 2, 2, 16)
     upstream = tf.constant(np.random.default_rng(0).normal(1, 1, (2, 1, 3, SIZE, SIZE, 3)))
-    compression = direct.compression
-    layers = [compression.decoder_conv, *compression.decoder_cells, compression.output_conv]
+    codec = direct.compression.codec
+    layers = [codec.decoder_conv, *codec.decoder_cells, codec.output_conv]
 
     @tf.function
     def loss():
@@ -428,21 +666,64 @@ def test_the_gradient_of_the_image_decoder_equals_finite_differences(direct):
     finite_differences(loss, [w for layer in layers for w in layer.trainable_variables])
 
 
+@pytest.mark.parametrize("variant", config.CODECS)
+def test_the_gradient_of_a_codec_without_binarizer_equals_finite_differences(variant):
+    """Through all iterations: what is left over, states and sums included."""
+    codec = Codec(variant, **NARROW[variant], code_channels=4, binarizer=False)
+    codec.build()
+    randomise(codec, 2.5)
+    given = images(27, 2)
+    upstream = tf.constant(np.random.default_rng(0).normal(1, 1, (2, 3, SIZE, SIZE, 3)))
+
+    @tf.function
+    def loss():
+        decoded = codec(given, iterations=3).decoded
+        return tf.reduce_mean(upstream * tf.cast(decoded, tf.float64)) * 1e3
+
+    finite_differences(loss, codec.trainable_variables)
+
+
+def test_computing_iterations_again_changes_neither_outputs_nor_gradients():
+    found = []
+    for recompute in (False, True):
+        model = make(model="compression", recompute=recompute)
+        randomise(model, 1.5)
+
+        @tf.function(
+            input_signature=[
+                tf.TensorSpec([None, None, SIZE, SIZE, 3]),
+                tf.TensorSpec([], tf.int32),
+            ]
+        )
+        def step(x, t, model=model):
+            with tf.GradientTape() as tape:
+                output = model(x, iterations=t, noise=noise(4))
+                loss = tf.reduce_mean(tf.square(output.codes)) + tf.reduce_mean(output.decoded**2)
+            return [*output[:2], *tape.gradient(loss, model.trainable_variables)]
+
+        found.append(step(images(28, 2, 2), 3))
+    for kept, again in zip(*found):
+        scale = np.abs(kept).max()
+        assert scale > 0
+        np.testing.assert_allclose(again / scale, kept / scale, atol=1e-5)
+    assert len(found[0]) == len(found[1]) == 2 + 15
+
+
 def test_the_encoder_is_trained_through_the_bits_as_if_they_were_its_activation():
     """Straight-through: d loss / d weight = d loss / d bit . d activation / d weight."""
     model = make()
     randomise(model, 1.5)
-    compression = model.compression
+    codec = model.compression.codec
     given = images(16, 2)
     with tf.GradientTape(persistent=True) as tape:
-        x = compression.encoder_conv(given - 0.5)
-        for cell in compression.encoder_cells:
+        x = codec.encoder_conv(given - 0.5)
+        for cell in codec.encoder_cells:
             x = cell(x, cell.zero_state(2, *x.shape[1:3])).hidden
         bits = tf.where(x >= 0, 1.0, -1.0)
         tape.watch(bits)
-        loss = tf.reduce_sum(tf.square(compression.decode(bits[:, np.newaxis])))
-        whole = tf.reduce_sum(tf.square(compression(given, iterations=1).decoded))
-    weights = compression.encoder_conv.trainable_variables
+        loss = tf.reduce_sum(tf.square(codec.decode(bits[:, np.newaxis])))
+        whole = tf.reduce_sum(tf.square(codec(given, iterations=1).decoded))
+    weights = codec.encoder_conv.trainable_variables
     upstream = tape.gradient(loss, bits)
     expected = tape.gradient(x, weights, output_gradients=upstream)[0]
     found = tape.gradient(whole, weights)[0]
@@ -547,12 +828,24 @@ def test_a_checkpoint_of_another_width_does_not_fit(direct, tmp_path):
 
 
 def test_widths_that_do_not_fit_are_refused_with_what_was_received():
-    with pytest.raises(ValueError, match=r"3 numbers and decoder_channels 4.*Received: \(8, 8\)"):
-        Compression(encoder_channels=(8, 8))
+    needs = "needs {} numbers in encoder_channels and {} in decoder_channels. Received: {} and {}"
+    for variant, *numbers in (
+        ("small_a", 3, 4, 2, 4),
+        ("small_b", 3, 4, 4, 4),
+        ("original", 4, 5, 3, 4),
+        ("original", 4, 5, 4, 4),
+    ):
+        *_, encoder, decoder = numbers
+        with pytest.raises(ValueError, match=needs.format(*numbers)):
+            Codec(variant, (8,) * encoder, (8,) * decoder)
     with pytest.raises(ValueError, match=r"multiples of 4.*Received: \(8, 8, 8, 6\)"):
-        Compression(decoder_channels=(8, 8, 8, 6))
+        Codec(decoder_channels=(8, 8, 8, 6))
     with pytest.raises(ValueError, match=r"4 numbers. Received: \(8, 8\)"):
         VoxelDecoder((8, 8))
+    with pytest.raises(ValueError, match=r"at least 1. Received: \(8, 0\), 16"):
+        ImageEncoder((8, 0), 16)
+    with pytest.raises(ValueError, match=r"2 poolings do not divide.*Received: 32 x 30"):
+        ImageEncoder((8, 8), 16).build((None, 32, 30, 3))
 
 
 def test_the_voxel_decoder_upsamples_three_times_by_the_folded_convolution():

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from tfjoint import report
+from tfjoint import compare, report
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PYTHON = ".venv/bin/python"
+RESULTS = compare.read_results(ROOT / "results" / "demo")
 
 
 def blocks(language: str) -> list[str]:
@@ -43,13 +44,18 @@ def run(line: str, cwd: Path) -> str:
 
 
 def test_every_command_is_run_by_a_test_of_this_file_or_named_here():
-    elsewhere = {"TF_CONFIG=": "test_distribution", "data_tools.build_demo": "test_data_tools"}
+    elsewhere = {
+        "TF_CONFIG=": "test_distribution",
+        "data_tools.build_demo": "test_data_tools_build",
+        "data_tools.build_jpeg2000": "test_data_tools_jpeg2000",
+    }
     here = (
         "make demo",
         "make test",
         "tensorboard",
         "tfjoint.train",
         "tfjoint.evaluate",
+        "tfjoint.compare",
         "check_records",
     )
     for line in commands():
@@ -74,13 +80,15 @@ def test_both_set_up_commands_are_targets_and_demo_runs_the_documented_command(t
 def test_train_evaluate_tensorboard_and_the_snippet_work_as_written(tmp_path):
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     trains = [line for line in commands() if line.startswith(f"{PYTHON} -m tfjoint.train")]
+    trains = [line for line in trains if "--model=direct" in line]
     short, long = sorted(trains, key=lambda line: "--steps" not in line)
     assert short.startswith(f"{long} --steps=40 --run_dir=")
     printed = run(f"{long} --steps=2", tmp_path)
     assert "exported: runs/direct/export/1" in printed
 
-    printed = run(command("tfjoint.evaluate"), tmp_path)
-    output = re.search(r"--output=(\S+)", command("tfjoint.evaluate"))[1]
+    evaluate = command("tfjoint.evaluate --export=runs/direct")
+    printed = run(evaluate, tmp_path)
+    output = re.search(r"--output=(\S+)", evaluate)[1]
     rows = json.loads((tmp_path / output).read_text(encoding="utf-8"))["rows"]
     assert {row["views"] for row in rows} == {3} and len(rows) == 8
     assert report.table(json.loads((tmp_path / output).read_text(encoding="utf-8"))) in printed
@@ -100,6 +108,14 @@ def test_train_evaluate_tensorboard_and_the_snippet_work_as_written(tmp_path):
     assert result.stdout.split("\n")[:3] == promised
 
 
+@pytest.mark.slow
+def test_another_system_is_trained_and_evaluated_as_written(tmp_path):
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    run(f"{command('--model=implicit')} --steps=2", tmp_path)
+    assert "384:1" in run(command("--export=runs/implicit"), tmp_path)
+    assert run(command("tfjoint.compare"), ROOT).strip() == report.comparison(RESULTS)
+
+
 def test_the_example_of_tf_config_is_json_for_two_workers():
     words = shlex.split(command("TF_CONFIG="))
     description = json.loads(words[0].partition("=")[2])
@@ -109,16 +125,47 @@ def test_the_example_of_tf_config_is_json_for_two_workers():
     )
 
 
-def test_the_table_is_what_the_committed_results_give():
-    results = json.loads((ROOT / "results" / "demo" / "results.json").read_text(encoding="utf-8"))
-    assert report.table(results) in README
+def test_the_tables_are_what_the_committed_results_give():
+    assert report.table(RESULTS["direct"]) in README
+    assert report.comparison(RESULTS) in README
+
+
+def test_every_config_on_the_demo_set_expects_what_its_results_file_gives():
+    for path in sorted((ROOT / "configs").glob("*.cfg")):
+        expected = re.search(r"^# EXPECT (.*)", path.read_text(encoding="utf-8"), re.MULTILINE)[1]
+        if path.stem == "paper":
+            assert "not run here" in path.read_text(encoding="utf-8")
+            continue
+        assert expected.endswith(f"; results/demo/{path.stem}.json")
+        rows = RESULTS[path.stem]["rows"]
+        for row in (rows[0], rows[-1]):
+            value = (
+                f"{row['psnr_db']:.2f} dB" if row["iou"] is None else f"{row['iou']['mean']:.3f}"
+            )
+            rate = row["rate"]["nominal"]
+            shown = f"{value} at {rate:.4g}:1" if rate else f"mIoU {value} "
+            assert shown in expected, (path.stem, shown)
+
+
+def test_results_are_of_the_committed_configs():
+    """Whoever changes a config has to train again, or take the numbers away."""
+    for name, results in RESULTS.items():
+        words = shlex.split((ROOT / "configs" / f"{name}.cfg").read_text(), comments=True)
+        given = dict(word.lstrip("-").split("=", 1) for word in words if "=" in word)
+        trained = results["rows"][0]["config"]
+        assert trained["model"] == name.partition("_")[0]
+        assert trained["binarizer"] == ("--nobinarizer" not in words)
+        for setting, value in given.items():
+            found = trained[setting]
+            shown = ",".join(map(str, found)) if isinstance(found, list) else str(found)
+            same = float(value) == found if isinstance(found, float) else value == shown
+            assert same or setting == "run_dir", (name, setting)
 
 
 def test_the_demo_beats_the_baselines_that_it_prints():
-    results = json.loads((ROOT / "results" / "demo" / "results.json").read_text(encoding="utf-8"))
-    shape = results["baselines"]["mean_shape"]["mean"]
-    colour = results["baselines"]["mean_colour"]["psnr_db"]
-    by_iterations = {row["iterations"]: row for row in results["rows"]}
+    shape = RESULTS["direct"]["baselines"]["mean_shape"]["mean"]
+    colour = RESULTS["direct"]["baselines"]["mean_colour"]["psnr_db"]
+    by_iterations = {row["iterations"]: row for row in RESULTS["direct"]["rows"]}
     for iterations in (1, 8):
         assert by_iterations[iterations]["iou"]["mean"] > shape
         assert by_iterations[iterations]["psnr_db"] > colour

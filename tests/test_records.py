@@ -26,6 +26,9 @@ def directory(tmp_path_factory) -> Path:
     return tiny.make(tmp_path_factory.mktemp("records"))
 
 
+DEMO = Path(records.__file__).parent / "demo"
+
+
 def png(side: int = 4, mode: str = "RGBA", colour=(10, 20, 30, 255), height: int = 0) -> bytes:
     stream = io.BytesIO()
     Image.new(mode, (side, height or side), colour[: len(mode)]).save(stream, "PNG")
@@ -84,6 +87,8 @@ def equal(first: ObjectRecord, second: ObjectRecord) -> bool:
         == (second.category, second.object_id, second.source, list(second.views))
         and np.array_equal(first.cameras, second.cameras)
         and np.array_equal(first.voxels, second.voxels)
+        and (first.code_bytes is None) == (second.code_bytes is None)
+        and (first.code_bytes is None or np.array_equal(first.code_bytes, second.code_bytes))
     )
 
 
@@ -102,6 +107,25 @@ def test_a_record_comes_back_as_it_was_written():
         again = records.decode_record(records.encode_record(record))
         assert equal(record, again)
         assert again.voxels.dtype == bool and again.cameras.dtype == np.float32
+
+
+def test_bytes_of_coded_views_come_back_as_they_were_written():
+    code_bytes = np.array([[289, 303, 77], [289, 291, 2**31 - 1]])
+    record = small(views=[png(), png()], cameras=np.zeros((2, 4)), code_bytes=code_bytes)
+    again = records.decode_record(records.encode_record(record))
+    assert equal(record, again) and again.code_bytes.dtype == np.int32
+    assert records.decode_record(records.encode_record(small())).code_bytes is None
+
+
+def test_what_has_no_coded_views_is_written_as_ever():
+    """The committed demo set was written before there were any."""
+    for split in ("train", "test"):
+        opened = RecordSet(DEMO, split)
+        for index in range(0, len(opened), 9):
+            assert records.encode_record(opened.record(index)) == opened.read(index)
+    text = (DEMO / records.MANIFEST).read_text(encoding="utf-8")
+    again = json.dumps(records.read_manifest(DEMO).to_json(), indent=1, sort_keys=True) + "\n"
+    assert again == text
 
 
 def test_axes_of_the_grid_keep_their_order():
@@ -157,6 +181,9 @@ def test_a_manifest_comes_back_as_it_was_written(tmp_path):
     )
     records.write_manifest(tmp_path, manifest)
     assert records.read_manifest(tmp_path) == manifest
+    coded = dataclasses.replace(manifest, jpeg2000={"rate": 48.0, "mode": "asked"})
+    records.write_manifest(tmp_path, coded)
+    assert records.read_manifest(tmp_path) == coded != manifest
 
 
 def test_the_data_hash_is_that_of_the_manifest_and_sees_a_change_of_any_object(tmp_path):
@@ -184,6 +211,8 @@ def test_the_data_hash_is_that_of_the_manifest_and_sees_a_change_of_any_object(t
         ({"cameras": np.zeros((1, 3))}, r"cameras \(1, 3\)"),
         ({"voxels": np.zeros((3, 3, 2), bool)}, r"voxels must be \[D, D, D\].*\(3, 3, 2\)"),
         ({"voxels": np.zeros((3, 3), bool)}, r"Received: \(3, 3\)"),
+        ({"code_bytes": np.zeros((2, 3), int)}, r"1 views, code_bytes \(2, 3\)"),
+        ({"code_bytes": np.zeros(3, int)}, r"must be \[V, 3\].*code_bytes \(3,\)"),
     ],
 )
 def test_an_object_that_fits_no_record_is_not_written(changes, message):
@@ -204,6 +233,23 @@ def test_shards_hold_as_many_records_as_asked(tmp_path):
     for shard in shards:
         data = (tmp_path / shard.file).read_bytes()
         assert (shard.bytes, shard.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+
+
+def test_a_shard_that_was_begun_and_not_finished_has_no_name(tmp_path):
+    path = tmp_path / "train-00000-of-00001.tfrecord"
+    with pytest.raises(KeyboardInterrupt), records.writing_shard(path) as write_record:
+        write_record(small())
+        raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir())
+    with records.writing_shard(path) as write_record:
+        write_record(small())
+    data = path.read_bytes()
+    assert records.shard_entry(path, 1) == (
+        path.name,
+        1,
+        len(data),
+        hashlib.sha256(data).hexdigest(),
+    )
 
 
 # --- What is refused ------------------------------------------------------------------------------
@@ -259,6 +305,10 @@ def test_an_unknown_schema_of_a_manifest_is_one_line_that_says_what_to_do(tmp_pa
         {"voxel_size": True},
         {"name": 3},
         {"surprise": 1},
+        {"jpeg2000": 48},
+        {"jpeg2000": {"mode": "asked"}},
+        {"jpeg2000": {"rate": "48"}},
+        {"jpeg2000": {"rate": None}},
         {"splits": ...},
         {"splits": []},
         {"splits": {"train": 3}},
@@ -373,6 +423,26 @@ def test_a_record_without_one_of_its_features_is_refused(feature):
     del example.features.feature[feature]
     with pytest.raises(RecordError, match="not a record of schema 1"):
         records.decode_record(example.SerializeToString())
+
+
+@pytest.mark.parametrize("count", [0, 2, 4])
+def test_a_record_whose_code_bytes_do_not_fit_its_views_is_refused(count):
+    record = small(code_bytes=np.ones((1, 3), int))
+    example = tf.train.Example.FromString(records.encode_record(record))
+    feature = example.features.feature["code_bytes"]
+    feature.int64_list.value[:] = range(count)
+    with pytest.raises(RecordError, match="not a record of schema 1"):
+        records.decode_record(example.SerializeToString())
+
+
+def test_coded_views_and_their_manifest_belong_together(tmp_path):
+    coded = small(code_bytes=np.ones((1, 3), int))
+    write(tmp_path / "coded", coded, jpeg2000={"rate": 48})
+    assert len(RecordSet(tmp_path / "coded", "train")) == 1
+    write(tmp_path / "no-bytes", small(), jpeg2000={"rate": 48})
+    assert "'object-0' lacks code_bytes, against the manifest" in refusal(tmp_path / "no-bytes")
+    write(tmp_path / "no-rate", coded)
+    assert "'object-0' has code_bytes, against the manifest" in refusal(tmp_path / "no-rate")
 
 
 @pytest.mark.parametrize("size", [0, 2, 4, -3, 2**40])

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import re
+
+import pytest
 
 from tfjoint import report
 
@@ -20,6 +23,7 @@ ROW = {
     "average_precision": 0.6125,
     "l_comp": 0.0987,
     "psnr_db": 18.256,
+    "objects": [{}] * 35,
 }
 RESULTS = {
     "rows": [ROW, {**ROW, "iterations": 7, "bits_per_view": 1792, "rate": {"nominal": 384 / 7}}],
@@ -30,6 +34,87 @@ RESULTS = {
         "mean_colour": {"psnr_db": 14.1},
     },
 }
+
+
+NOTHING = dict.fromkeys(("iterations", "bits_per_view", "iou", "l_comp", "psnr_db"))
+NOTHING = {**NOTHING, "average_precision": None, "rate": {"nominal": None}}
+SHAPE = {name: ROW[name] for name in ("iou", "average_precision")}
+IMAGES = {name: ROW[name] for name in ("iterations", "bits_per_view", "rate", "l_comp", "psnr_db")}
+REAL = {"nominal": 48, "payload": 49.123, "file": 30.06}
+
+
+def results(**rows_of: list[dict]) -> dict:
+    (system,) = rows_of
+    rows = [{**ROW, **NOTHING, "system": system, **row} for row in rows_of[system]]
+    return {"rows": rows, "baselines": {"training_objects": 408}}
+
+
+SYSTEMS = {
+    "compression": [IMAGES, {**IMAGES, "iterations": 8, "rate": {"nominal": 48}}],
+    "reconstruction": [SHAPE],
+    "jpeg2000": [{**SHAPE, "rate": REAL}, {**SHAPE, "rate": {**REAL, "nominal": 96}}],
+    "implicit": [{**SHAPE, "bits_per_view": 820, "rate": {"nominal": 393216 / 820}}],
+}
+IN_TABLE = {
+    "compression": ["T", "rate", "bits/view", "L_comp", "PSNR"],
+    "reconstruction": ["mIoU +- STD", "class mean", "pooled", "AP"],
+    "jpeg2000": ["rate", "payload", "file", "mIoU +- STD", "class mean", "pooled", "AP"],
+    "implicit": ["rate", "bits/view", "mIoU +- STD", "class mean", "pooled", "AP"],
+}
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_columns_without_values_are_left_out(system):
+    title, names, *lines = report.table(results(**{system: SYSTEMS[system]})).splitlines()
+    assert title.startswith(f"{system}, mini profile")
+    assert re.split(r"\s{2,}", names.strip()) == IN_TABLE[system]
+    assert len(lines) == len(SYSTEMS[system])  # and no baseline that the file does not hold
+    assert len({len(line) for line in lines}) == 1
+
+
+def test_rates_have_four_figures_and_real_ones_stand_beside_the_nominal_ones():
+    lines = report.table(results(jpeg2000=SYSTEMS["jpeg2000"])).splitlines()
+    assert lines[2].split()[:3] == ["48:1", "49.12:1", "30.06:1"]
+    assert lines[3].split()[:3] == ["96:1", "49.12:1", "30.06:1"]
+    assert "479.5:1" in report.table(results(implicit=SYSTEMS["implicit"]))
+
+
+def test_a_value_that_some_rows_lack_leaves_an_empty_cell():
+    _, names, first, second = report.table(
+        results(direct=[{**IMAGES, **SHAPE}, {**IMAGES, **SHAPE, "average_precision": None}])
+    ).splitlines()
+    end = names.index("AP") + 2
+    assert first[end - 5 : end] == "0.613" and second[end - 5 : end] == "     "
+    assert len(first) == len(second)
+
+
+def test_a_value_of_zero_is_a_value():
+    row = {**SHAPE, "average_precision": 0.0, "iou": {**ROW["iou"], "pooled_6": 0.0}}
+    lines = report.table(results(reconstruction=[row])).splitlines()
+    assert lines[2].split()[-2:] == ["0.000", "0.000"]
+
+
+def test_a_comparison_shows_the_ends_of_every_file_under_its_name():
+    files = {f"{name}-run": results(**{name: rows}) for name, rows in SYSTEMS.items()}
+    files["direct"] = RESULTS
+    rows = [RESULTS["rows"][0], {**ROW, "rate": {"nominal": 192}}, RESULTS["rows"][1]]
+    files["between"] = {**RESULTS, "rows": rows}
+    names, *lines = report.comparison(files).splitlines()
+    assert names.split()[:4] == ["results", "T", "rate", "payload"]
+    shown = [line.split()[0] for line in lines if not line.startswith(" ")]
+    assert shown == list(files)
+    assert len(lines) == 2 + 1 + 2 + 1 + 2 + 2
+    rates = [re.findall(r"([\d.]+):1", line)[:1] for line in lines]
+    assert rates[:6] == [["384"], ["48"], [], ["96"], ["48"], ["479.5"]]
+    assert rates[6:] == [["384"], ["54.86"]] * 2
+
+
+def test_a_comparison_of_one_file_has_the_columns_of_its_table():
+    given = results(reconstruction=SYSTEMS["reconstruction"])
+    _, names, line = report.table(given).splitlines()
+    head, row = report.comparison({"raw": given}).splitlines()
+    assert head.split() == ["results", *names.split()]
+    assert row.split() == ["raw", *line.split()]
 
 
 def test_a_table_has_a_head_one_line_per_rate_and_the_baselines():
@@ -51,7 +136,7 @@ def test_a_table_has_a_head_one_line_per_rate_and_the_baselines():
 def test_columns_stand_under_their_names():
     _, names, first, second, *_ = report.table(RESULTS).splitlines()
     values = {
-        "T": "   1",
+        "T": "1",
         "rate": "384:1",
         "bits/view": "256",
         "class mean": "0.375",

@@ -181,12 +181,61 @@ def test_a_list_is_integers_with_commas_between(resolved):
     assert "voxel_channels must be integers" in line and "8,8,eight,8" in line
 
 
-def test_the_table_shows_value_and_origin_of_every_setting(resolved, flagfile, capsys):
+def test_a_list_of_numbers_may_have_fractions(resolved):
+    config, origins = resolved("--model=jpeg2000", "--rates=48,479.5,1e2")
+    assert config.rates == (48.0, 479.5, 100.0)
+    assert {type(rate) for rate in config.rates} == {float}
+    assert origins["rates"] == "command line"
+    assert resolved("--model=jpeg2000", "--rates=")[0].rates == ()
+    line = line_of(lambda: resolved("--model=jpeg2000", "--rates=48,all"))
+    assert line == "rates must be numbers with commas between. Received: 48,all"
+    assert "rates must be at least 1.0" in line_of(
+        lambda: resolved("--model=jpeg2000", "--rates=48,0.5")
+    )
+
+
+@pytest.mark.parametrize("model", ["compression", "separate", "implicit"])
+def test_a_system_is_chosen_by_its_flag_and_brings_its_defaults(resolved, flagfile, model):
+    config, origins = resolved(f"--model={model}", flagfile("--profile=smoke"))
+    assert (config.model, origins["model"]) == (model, "command line")
+    expected = (5e-4, "default") if model == "compression" else (1e-4, f"model {model}")
+    assert (config.learning_rate, origins["learning_rate"]) == expected
+
+
+def test_the_codec_is_chosen_by_its_flag_and_has_its_widths(resolved):
+    config, origins = resolved("--codec=original", "--profile=mini", "--nobinarizer")
+    assert config.encoder_channels == (16, 48, 96, 96) and config.code_channels == 32
+    assert origins["encoder_channels"] == "profile mini"
+    assert (config.binarizer, origins["binarizer"]) == (False, "command line")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--model=compression", "--rates=48,96"], "rates=48.0,96.0 (command line) has no effect"),
+        (["--nobinarizer", "--model=reconstruction"], "binarizer=False (command line) has no"),
+        (["--codec_run=runs/x"], "codec_run=runs/x (command line) has no effect on model direct"),
+    ],
+)
+def test_a_setting_that_has_no_effect_is_refused(resolved, arguments, words):
+    line = line_of(lambda: resolved(*arguments))
+    assert words in line and "leave it out" in line
+
+
+def test_a_setting_of_a_flagfile_that_has_no_effect_is_refused_with_its_origin(resolved, flagfile):
+    line = line_of(lambda: resolved("--model=implicit", flagfile("--iterations_max=2")))
+    assert "iterations_max=2 (" in line and "given.cfg) has no effect on model implicit" in line
+
+
+def test_the_table_shows_value_and_origin_of_every_setting_that_has_an_effect(
+    resolved, flagfile, capsys
+):
     file = flagfile("--seed=7")
     resolved("--profile=smoke", file, "--halve_at_epochs=4,5", "--nodeterministic")
     table = [re.split(r"\s{2,}", line.strip()) for line in capsys.readouterr().out.splitlines()]
     rows = {row[0]: row[1:] for row in table}
-    assert set(rows) == {field.name for field in dataclasses.fields(Config)}
+    without = {"rates", "codec_run", "feature_channels", "features", "code_bits", "pool_padding"}
+    assert set(rows) == {field.name for field in dataclasses.fields(Config)} - without
     assert rows["seed"] == ["7", file.partition("=")[2]]
     assert rows["halve_at_epochs"] == ["4,5", "command line"]
     assert rows["deterministic"][1] == rows["profile"][1] == "command line"
@@ -206,6 +255,7 @@ def test_the_table_shows_value_and_origin_of_every_setting(resolved, flagfile, c
         (["--seed=-1"], ("seed", "-1", "[0, ")),
         (["--learning_rate=nan"], ("learning_rate", "nan")),
         (["--deterministic=maybe"], ("deterministic", "maybe")),
+        (["--model=jpeg2000", "--rates=\n48"], ("rates", "--help")),
         (["--profile=huge"], ("profile", "huge", "paper, mini, smoke")),
         (["--model=indirect"], ("model", "indirect", "direct")),
         (["--views_min=4", "--views_max=2"], ("views_min=4", "views_max=2")),

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -120,6 +121,70 @@ def test_one_trace_serves_every_number_of_views_and_iterations(data, other):
     assert len({minibatch.iterations for minibatch in drawn}) >= 3
 
 
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    """A function of a system's name: a short run of it, and how often its step was traced."""
+    directory = tmp_path_factory.mktemp("trained")
+    made: dict[str, tuple[Path, int]] = {}
+
+    def make(name: str) -> tuple[Path, int]:
+        if name not in made:
+            given = {"model": name, "steps": SHORT}
+            if name == "separate":
+                given["codec_run"] = str(make("compression")[0])
+            records = tiny.make_rates(directory / "rates", (48, 96)) if name == "jpeg2000" else data
+            traced = []
+
+            def counted(*arguments):
+                traced.append(name)
+                return loss_terms(*arguments)
+
+            loss_terms = trainer.loss_terms
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(trainer, "loss_terms", counted)
+                made[name] = runs.train(records, directory / name, **given), len(traced)
+        return made[name]
+
+    return make
+
+
+SHORT = 3
+"""Steps of those runs; V and T differ between them, and so do rates."""
+PARTS = {
+    "compression": {"L_comp"},
+    "reconstruction": {"L_3D"},
+    "jpeg2000": {"L_3D"},
+    "separate": {"L_comp", "L_3D"},
+    "sequential": {"L_comp", "L_3D"},
+    "implicit": {"L_3D"},
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_every_system_trains_in_one_trace_and_logs_what_it_has(data, trained, name):
+    run, traces = trained(name)
+    assert traces == 1
+    assert runs.steps(run) == [SHORT]
+    draws = [
+        dataset.draw_minibatch(
+            runs.settings(data, run, model=name), 12, tiny.VIEWS, tiny.SIZE, step, rates=2
+        )
+        for step in range(SHORT)
+    ]
+    assert len({drawn.views.shape[1] for drawn in draws}) > 1
+    assert len({drawn.iterations for drawn in draws}) > 1
+    assert len({drawn.rate_index for drawn in draws}) > 1
+    events = runs.events(run)
+    assert {tag for _, tag, _, _ in events if tag.startswith("L_")} == PARTS[name]
+    plugins = {plugin for _, _, plugin, _ in events}
+    assert ("images" in plugins) == ("L_comp" in PARTS[name])
+    assert ("mesh" in plugins) == ("L_3D" in PARTS[name])
+    assert all(np.all(np.isfinite(value)) for value in runs.state(run).values())
+    loss, terms = runs.curve(run, "loss"), [runs.curve(run, part) for part in PARTS[name]]
+    for step in loss:
+        assert loss[step] == pytest.approx(sum(term[step] for term in terms), rel=1e-6)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
 def test_both_losses_go_down(data, tmp_path, precision):
@@ -151,7 +216,8 @@ def test_weights_are_float32_and_the_policy_is_the_callers_in_mixed_precision(da
     assert {value.dtype for value in values} == {np.dtype("float32")}
     assert all(np.all(np.isfinite(value)) for value in values)
     model = models.create(runs.settings(data, mixed, precision="mixed_bfloat16"))
-    assert {layer.compute_dtype for layer in model.compression.encoder_cells} == {"bfloat16"}
+    cells = model.compression.codec.encoder_cells
+    assert {layer.compute_dtype for layer in cells} == {"bfloat16"}
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "lamb"])
@@ -198,6 +264,122 @@ def test_lamb_without_both_is_one_line(tmp_path, monkeypatch):
         trainer.make_optimizer(config, trainer.learning_rate_schedule(config, 10))
 
 
+# --- The frozen codec -----------------------------------------------------------------------------
+
+
+def weights_of(data: Path, run: Path, **given) -> tf.keras.Model:
+    """The model of a run's newest checkpoint."""
+    model = models.create(runs.settings(data, run, **given))
+    state = tf.train.Checkpoint(weights=models.variables(model))
+    assert trainer.Checkpoints(run / "checkpoints", state).restore(partial=True) == SHORT
+    return model
+
+
+def test_the_codec_of_the_separate_model_is_that_of_its_run_bit_by_bit(data, trained):
+    codec, run = trained("compression")[0], trained("separate")[0]
+    given = {"model": "separate", "codec_run": str(codec)}
+    ours, fresh = weights_of(data, run, **given), models.create(runs.settings(data, run, **given))
+    theirs = weights_of(data, codec, model="compression").get_weights()
+    assert len(theirs) == 15
+    for mine, trained_one, initial in zip(
+        ours.compression.get_weights(), theirs, fresh.compression.get_weights()
+    ):
+        np.testing.assert_array_equal(mine, trained_one)
+        assert np.any(mine != initial)  # or nothing was restored
+    for mine, initial in zip(ours.reconstruction.get_weights(), fresh.reconstruction.get_weights()):
+        assert np.any(mine != initial)
+
+
+def test_the_optimizer_of_the_separate_model_knows_the_reconstruction_alone(trained):
+    shapes = [np.shape(value) for value in runs.state(trained("separate")[0]).values()]
+    alone = [np.shape(value) for value in runs.state(trained("reconstruction")[0]).values()]
+    codec = models.create(runs.settings(Path(), Path(), model="compression"))
+    extra = sorted(shapes)
+    for shape in alone:
+        extra.remove(shape)
+    assert extra == sorted(w.shape for w in codec.get_weights())
+
+
+def test_a_resumed_separate_run_needs_its_codec_no_more(data, trained, tmp_path, capsys):
+    codec = shutil.copytree(trained("compression")[0], tmp_path / "codec")
+    given = {"model": "separate", "codec_run": str(codec)}
+    run = runs.train(data, tmp_path / "run", steps=1, **given)
+    assert f"codec: step {SHORT} of {codec}" in capsys.readouterr().out
+    shutil.rmtree(codec)
+    runs.train(data, run, steps=SHORT, **given)
+    assert "codec: " not in capsys.readouterr().out
+    runs.assert_same_state(run, trained("separate")[0])
+
+
+def _no_codec(tmp_path: Path, trained) -> tuple[dict, str]:
+    given = {"codec_run": str(tmp_path / "missing")}
+    return given, "no codec at .*missing: train one with --model=compression, and name its run"
+
+
+def _a_run_of_another_model(tmp_path: Path, trained) -> tuple[dict, str]:
+    return {"codec_run": str(trained("implicit")[0])}, "is of model implicit: train one with"
+
+
+def _a_codec_with_other_settings(tmp_path: Path, trained) -> tuple[dict, str]:
+    given = {"codec_run": str(trained("compression")[0]), "gamma": 0.5, "codec": "small_b"}
+    return given, r"has other settings \(codec: small_a -> small_b; gamma: 1.0 -> 0.5\): repeat its"
+
+
+def _a_codec_of_another_width(tmp_path: Path, trained) -> tuple[dict, str]:
+    given = {"codec_run": str(trained("compression")[0]), "encoder_channels": (8, 16, 8)}
+    return given, r"\(encoder_channels: 8,16,16 -> 8,16,8\)"
+
+
+def _a_codec_without_checkpoint(tmp_path: Path, trained) -> tuple[dict, str]:
+    copy = shutil.copytree(trained("compression")[0], tmp_path / "codec")
+    shutil.rmtree(copy / "checkpoints")
+    return {"codec_run": str(copy)}, "codec has no checkpoint: train one"
+
+
+def _a_damaged_codec(tmp_path: Path, trained) -> tuple[dict, str]:
+    copy = shutil.copytree(trained("compression")[0], tmp_path / "codec")
+    (copy / "checkpoints" / f"step-{SHORT:08d}" / "state.index").unlink()
+    return {"codec_run": str(copy)}, "is damaged"
+
+
+def _a_codec_that_says_nothing_of_itself(tmp_path: Path, trained) -> tuple[dict, str]:
+    (tmp_path / "config.json").write_text("{")
+    return {"codec_run": str(tmp_path)}, "config.json is missing or damaged"
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        _no_codec,
+        _a_run_of_another_model,
+        _a_codec_with_other_settings,
+        _a_codec_of_another_width,
+        _a_codec_without_checkpoint,
+        _a_damaged_codec,
+        _a_codec_that_says_nothing_of_itself,
+    ],
+    ids=lambda make: make.__name__.strip("_"),
+)
+def test_a_run_that_is_no_codec_of_the_model_is_refused(data, trained, tmp_path, make):
+    given, words = make(tmp_path, trained)
+    line = refusal(UserError, data, tmp_path / "run", model="separate", **given)
+    assert re.search(words, line), line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_codec_trained_with_other_settings_of_training_is_a_codec(data, trained, capsys):
+    """What is compared is the network."""
+    codec = trained("compression")[0]
+    given = {"codec_run": str(codec), "views_max": 2, "seed": 5, "precision": "mixed_bfloat16"}
+    config = runs.settings(data, codec, model="separate", **given)
+    model = models.create(config)
+    trainer.restore_codec(config, model)
+    assert capsys.readouterr().out == f"codec: step {SHORT} of {codec}\n"
+    expected = weights_of(data, codec, model="compression").get_weights()
+    for found, wanted in zip(model.compression.get_weights(), expected):
+        np.testing.assert_array_equal(found, wanted)
+
+
 # --- Resuming -------------------------------------------------------------------------------------
 
 
@@ -224,6 +406,17 @@ def test_a_finished_run_with_more_steps_ends_as_the_longer_run(data, tmp_path, f
     runs.train(data, run, steps=runs.STEPS)
     assert f"resuming at step 3 of {runs.STEPS}" in capsys.readouterr().out
     runs.assert_same_state(run, finished)
+
+
+def test_a_run_may_go_on_computing_iterations_again(data, trained, tmp_path):
+    run = shutil.copytree(trained("compression")[0], tmp_path / "run")
+    before = runs.state(run)
+    given = {"model": "compression", "steps": SHORT + 1, "recompute": True}
+    runs.train(data, run, **given)
+    assert trainer.read_run(run)["config"]["recompute"] is True
+    after = runs.state(run)
+    assert after.keys() == before.keys()
+    assert all(np.any(after[n] != before[n]) for n in after if np.ndim(after[n]) > 1)
 
 
 def test_two_processes_do_not_train_in_one_directory(data, finished, tmp_path):
@@ -361,8 +554,8 @@ def test_the_log_holds_every_curve(finished):
 
 def test_the_log_holds_strips_of_the_original_and_each_iteration(data, finished):
     found = {tag: (s, v) for s, tag, plugin, v in runs.events(finished) if plugin == "images"}
-    test = RecordSet(data, "test")
     config = runs.settings(data, finished)
+    test = dataset.open_split(config, "test")
     examples = list(dataset.evaluation_examples(config, test, config.views_max, config.seed))
     assert len(found) == trainer.PICTURED_OBJECTS == 3
     for example in examples[::2]:  # spread over the five

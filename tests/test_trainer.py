@@ -424,7 +424,7 @@ def test_two_processes_do_not_train_in_one_directory(data, finished, tmp_path):
     other = os.open(run, os.O_RDONLY)
     try:
         fcntl.flock(other, fcntl.LOCK_EX)
-        with pytest.raises(ConfigError, match="another process trains in"):
+        with pytest.raises(UserError, match="another process writes to"):
             runs.train(data, run, steps=runs.STEPS + 1)
     finally:
         os.close(other)

@@ -14,10 +14,8 @@ Order of initialisation:
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import math
-import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -82,7 +80,7 @@ def train(
             run, config, records.data_sha256, origins or {}, workers.is_chief(strategy)
         )
         if workers.is_chief(strategy):
-            alone.enter_context(_only_writer(run))
+            alone.enter_context(files.only_writer(run))
         start = checkpoints.restore()
         workers.require_agreement(strategy, config, records.data_sha256, start)
         if start >= steps:
@@ -211,25 +209,6 @@ def restore_codec(config: Config, model: models.Separate) -> None:
     if not step:
         raise ConfigError(f"{run} has no checkpoint: {advice}")
     print(f"codec: step {step} of {run}")
-
-
-@contextlib.contextmanager
-def _only_writer(run: Path) -> Iterator[None]:
-    """Hold a lock on the run directory. Raises `ConfigError` if another process holds it."""
-    handle = os.open(run, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(handle)
-        raise ConfigError(
-            f"another process trains in {run}: wait for its end, or use another --run_dir"
-        ) from error
-    except OSError:  # a file system without locks
-        pass
-    try:
-        yield
-    finally:
-        os.close(handle)
 
 
 def read_run(run: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import shutil
 from collections import Counter
 
 import numpy as np
@@ -572,6 +573,12 @@ def _with_a_damaged_rate(data) -> tuple[type, str]:
     return RecordError, "is damaged"
 
 
+def _with_a_rate_twice(data) -> tuple[type, str]:
+    tiny.make_rates(data, (48, 96, 479.5), 2, 1)
+    shutil.copytree(data / "96", data / "other")
+    return RecordError, "96 and .*other both hold rate 96: take one of them away"
+
+
 def _without_its_split(data) -> tuple[type, str]:
     tiny.make_rates(data, (48, 96, 479.5), 2, 1)
     manifest = json.loads((data / "96" / "manifest.json").read_text())
@@ -592,6 +599,7 @@ def _without_its_split(data) -> tuple[type, str]:
         _with_another_background_at_a_rate,
         _with_fewer_views_at_a_rate,
         _with_a_damaged_rate,
+        _with_a_rate_twice,
         _without_its_split,
     ],
     ids=lambda make: make.__name__.strip("_"),

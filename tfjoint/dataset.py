@@ -128,9 +128,13 @@ def _open_raw(config: Config, split: str) -> Split:
 def _open_rates(config: Config, split: str) -> Split:
     """Open the record sets of the config's rates, in sub-directories named by their rate."""
     root = record_directory(config)
-    found = {}
-    for path in root.glob(f"*/{MANIFEST}"):
+    found: dict[float, Path] = {}
+    for path in sorted(root.glob(f"*/{MANIFEST}")):
         if rate := read_manifest(path.parent).jpeg2000.get("rate"):
+            if other := found.get(float(rate)):
+                raise RecordError(
+                    f"{other} and {path.parent} both hold rate {rate:g}: take one of them away"
+                )
             found[float(rate)] = path.parent
     if not found:
         raise ConfigError(

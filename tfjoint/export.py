@@ -143,8 +143,7 @@ def _checked(images: tf.Tensor) -> tf.Tensor:
 
 
 def _not_empty(codes: tf.Tensor) -> tf.Tensor:
-    message = "codes must hold at least one object, one view and one iteration"
-    return _require(codes, tf.size(codes) > 0, message)
+    return _require(codes, tf.size(codes) > 0, "codes must not be empty")
 
 
 def export_run(run: Path) -> Path:

@@ -889,6 +889,20 @@ def test_an_export_computes_what_the_model_computes(name, built, tmp_path):
             np.testing.assert_allclose(made["occupancy"], probabilities, atol=1e-6)
 
 
+@pytest.mark.slow
+def test_an_export_is_checked_by_a_process_without_the_package(built, tmp_path):
+    row, model = ROWS["sequential, recompute"], built("sequential, recompute")
+    signatures = export.Signatures(model, row.config)
+    signatures.save(tmp_path / "export")
+    images = given(row, 5, 2, 2, 2)
+    export.check_export(tmp_path / "export", signatures, images)
+    weight = signatures.weights[0]
+    weight.assign(weight + 1)  # the export no longer is of this model
+    with pytest.raises(export.ExportError, match="differs from the model"):
+        export.check_export(tmp_path / "export", signatures, images)
+    weight.assign(weight - 1)
+
+
 # --- Who may know of whom -------------------------------------------------------------------------
 
 
@@ -1073,7 +1087,7 @@ def assert_two_replicas_agree(one: Training, row: Row, records: RecordSet, devic
         np.testing.assert_allclose((start - of_two) / scale, gradient / scale, atol=5e-5)
 
 
-@every_system
+@pytest.mark.parametrize("name", [*config.USES, "direct, floats", "sequential, recompute"])
 def test_two_replicas_compute_the_loss_and_the_gradient_of_one(name, records, trained, two_cpus):
     with _without_graphs():
         assert_two_replicas_agree(trained(name), TRAINED_ROWS[name], records, two_cpus)

@@ -316,6 +316,11 @@ def resolve(
                 f"{name}={_show(value)} ({origin_of[name]}) has no effect on model {model}: "
                 "leave it out"
             )
+    if "epochs" in given and config.steps:
+        raise ConfigError(
+            f"epochs={config.epochs} ({origin_of['epochs']}) has no effect beside "
+            f"steps={config.steps} ({origin_of['steps']}): give one of them, --steps=0 for epochs"
+        )
     return config, origin_of
 
 

@@ -526,5 +526,5 @@ def test_an_integer_for_a_float_is_no_change():
 def test_epochs_beside_steps_are_refused():
     given, origins = {"epochs": 3, "steps": 10}, {"epochs": "command line", "steps": "x.cfg"}
     with pytest.raises(ConfigError, match=r"epochs=3 \(command line\) .* steps=10 \(x\.cfg\)"):
-        config.resolve(given, origins)
-    assert config.resolve({"epochs": 3, "steps": 0})[0].epochs == 3
+        resolve(given, origins)
+    assert resolve({"epochs": 3, "steps": 0})[0].epochs == 3

@@ -53,7 +53,7 @@ def contents(directory: Path) -> dict[Path, str]:
 @pytest.mark.parametrize(
     ("given", "objects", "expected"),
     [
-        ({"steps": 7, "epochs": 3}, 12, 7),
+        ({"steps": 7}, 12, 7),
         ({"steps": 0, "epochs": 3, "batch_size": 4}, 12, 9),
         ({"steps": 0, "epochs": 3, "batch_size": 5}, 12, 8),  # 36 objects: 7 minibatches and 1/5
         ({"steps": 0, "epochs": 1, "batch_size": 6}, 2, 1),

@@ -69,3 +69,11 @@ def test_the_command_prints_the_comparison(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout == report.comparison(results) + "\n"
     assert " tensorflow" not in done.stderr  # which would take seconds to import
+
+
+def test_results_of_runs_are_named_by_their_directories(tmp_path):
+    for name in ("b", "a"):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name, "results.json")
+        (tmp_path / name / "config.json").write_text("{}")
+    assert list(compare.read_results(tmp_path)) == ["a", "b"]

@@ -113,7 +113,8 @@ def test_another_system_is_trained_and_evaluated_as_written(tmp_path):
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     run(f"{command('--model=implicit')} --steps=2", tmp_path)
     assert "384:1" in run(command("--export=runs/implicit"), tmp_path)
-    assert run(command("tfjoint.compare"), ROOT).strip() == report.comparison(RESULTS)
+    shown = run(command("tfjoint.compare"), tmp_path).splitlines()
+    assert len(shown) == 2 and shown[1].split()[:2] == ["implicit", "384:1"]
 
 
 def test_the_example_of_tf_config_is_json_for_two_workers():

@@ -22,16 +22,21 @@ class ResultsError(UserError):
 
 def define_flags() -> None:
     """Define the flags of this command."""
-    flags.DEFINE_string("results", "results/demo", "directory of results files")
+    flags.DEFINE_string("results", "runs", "directory of results files, or of run directories")
 
 
 def read_results(directory: Path) -> dict[str, Mapping[str, Any]]:
-    """Return the results files of a directory by name, in order. Raises `ResultsError`."""
+    """Return the results of a directory by name: <name>.json and <name>/results.json, in order.
+
+    Raises `ResultsError` where there is none, or a file is something else.
+    """
+    paths = {path.stem: path for path in directory.glob("*.json")}
+    paths |= {path.parent.name: path for path in directory.glob("*/results.json")}
     found = {}
-    for path in sorted(directory.glob("*.json")):
+    for name, path in sorted(paths.items()):
         try:
-            found[path.stem] = json.loads(path.read_text(encoding="utf-8"))
-            report.table(found[path.stem])
+            found[name] = json.loads(path.read_text(encoding="utf-8"))
+            report.table(found[name])
         except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             raise ResultsError(
                 f"{path} is not a results file ({type(error).__name__}: {error}): "

@@ -145,7 +145,9 @@ class Config:
 
     loss_weight: float = _setting(1.0, "weight of L_3D beside L_comp (Eq. 16)", low=0.0)
     optimizer: str = _setting("adam", "optimizer", choices=OPTIMIZERS)
-    learning_rate: float = _setting(5e-4, "learning rate at the start", low=1e-8, high=1.0)
+    learning_rate: float = _setting(
+        5e-4, "learning rate at the start; 1e-4 where only a 3D network learns", low=1e-8, high=1.0
+    )
     halve_at_epochs: tuple[int, ...] = _setting(
         (3, 10, 20, 50), "epochs at which the learning rate is halved", low=1
     )

@@ -104,7 +104,7 @@ def open_split(config: Config, split: str, views: int | None = None) -> Split:
     if manifest.image_size < config.image_size:
         raise ConfigError(
             f"image_size={config.image_size} is above the records' {manifest.image_size} pixels: "
-            "use a smaller profile or larger records"
+            "use a smaller image_size or profile, or larger records"
         )
     name, wanted = ("views_max", config.views_max) if views is None else ("views", views)
     if manifest.views < wanted:

@@ -261,7 +261,7 @@ def test_nothing_cannot_be_reconstructed(serve, shape):
     with pytest.raises(tf.errors.InvalidArgumentError, match="must hold an object and a view"):
         reconstruct(tf.zeros([*shape, 32, 32, 3]))
     reconstruct = serve("implicit")[2].by_name["reconstruct"]
-    with pytest.raises(tf.errors.InvalidArgumentError, match="codes must hold at least one object"):
+    with pytest.raises(tf.errors.InvalidArgumentError, match="codes must not be empty"):
         reconstruct(tf.zeros([*shape, 64], tf.int8))
 
 

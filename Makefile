@@ -25,6 +25,8 @@ VENV_TF214 := .venv-tf214
 STAMP := tfjoint-ready
 
 BIN := $(VENV)/bin
+# Files of tests are spread over the cores; the tests of one file share what they train.
+PYTEST := -m pytest --numprocesses=auto --dist=loadfile
 RUN := runs/direct
 # The configs on the demo set; what stands before an underscore is the model. `separate` needs the
 # run of `compression`.
@@ -70,7 +72,7 @@ results: $(VENV)/$(STAMP)
 	$(BIN)/python -m tfjoint.compare --results=results/demo
 
 test: lint
-	$(strip $(BIN)/python -m pytest $(PYTEST_FLAGS))
+	$(strip $(BIN)/python $(PYTEST) $(PYTEST_FLAGS))
 
 lint: $(VENV)/$(STAMP)
 	$(BIN)/ruff check
@@ -80,10 +82,10 @@ lint: $(VENV)/$(STAMP)
 setup: $(VENV)/$(STAMP)
 
 test-tf221: $(VENV_TF221)/$(STAMP)
-	$(strip $(VENV_TF221)/bin/python -m pytest -m "not slow" $(PYTEST_FLAGS))
+	$(strip $(VENV_TF221)/bin/python $(PYTEST) -m "not slow" $(PYTEST_FLAGS))
 
 test-tf214: $(VENV_TF214)/$(STAMP)
-	$(strip $(VENV_TF214)/bin/python -m pytest -m "not slow" $(PYTEST_FLAGS))
+	$(strip $(VENV_TF214)/bin/python $(PYTEST) -m "not slow" $(PYTEST_FLAGS))
 
 clean:
 	rm -rf build $(SYSTEMS:%=runs/%) $(JPEG2000) .pytest_cache .ruff_cache .mypy_cache *.egg-info

@@ -104,7 +104,7 @@ def _manifest(
     coding = Coding(rate, config.mode, origin.image_size)
     return dataclasses.replace(
         origin,
-        name=f"{origin.name} JPEG 2000 {config.mode} {rate:g}:1",
+        name=f"{origin.name} JPEG 2000 {config.mode}",
         splits={},
         sources={f"{origin.name}/{records.MANIFEST}": records.manifest_sha256(source)},
         jpeg2000={**coding.settings(), "background": config.background},

@@ -394,7 +394,7 @@ def test_the_manifest_says_what_was_done_and_what_it_came_to(source, built):
     assert manifest.sources == {"tiny/manifest.json": records.manifest_sha256(source)}
     for name in ("split_name", "split_sha256", "image_size", "views", "voxel_size", "settings"):
         assert getattr(manifest, name) == getattr(raw, name)
-    assert manifest.name == "tiny JPEG 2000 asked 12:1"
+    assert manifest.name == "tiny JPEG 2000 asked"
     said = dict(manifest.jpeg2000)
     measured = said.pop("measured")
     encoder = said.pop("encoder")

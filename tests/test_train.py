@@ -19,7 +19,10 @@ from tfjoint.errors import UserError
 
 @pytest.fixture
 def resolved(monkeypatch):
-    """A function of command-line arguments: the config and origins that training starts with."""
+    """A function of command-line arguments: the config and origins that training starts with.
+
+    Where they name no model, it is `direct`.
+    """
     calls = []
     monkeypatch.setattr(
         trainer, "train", lambda config, _, origins: calls.append((config, origins))
@@ -27,7 +30,9 @@ def resolved(monkeypatch):
     monkeypatch.setattr(export, "export_run", lambda run: None)
 
     def parse(*arguments: str) -> tuple[Config, dict[str, str]]:
-        monkeypatch.setattr(sys, "argv", ["train", *arguments])
+        named = any(argument.startswith("--model") for argument in arguments)
+        model = () if named else ("--model=direct",)
+        monkeypatch.setattr(sys, "argv", ["train", *model, *arguments])
         train.main(entry.parse(sys.argv))
         return calls.pop()
 
@@ -65,6 +70,7 @@ def test_every_setting_is_a_flag_with_its_default(resolved):
     config, origins = resolved()
     assert config == Config()
     assert set(origins) == {field.name for field in dataclasses.fields(Config)}
+    assert origins.pop("model") == "command line"
     assert set(origins.values()) == {"default", "profile paper"}
     for field in dataclasses.fields(Config):
         assert field.metadata["help"] in flags.FLAGS[field.name].help
@@ -271,6 +277,12 @@ def test_a_mistake_on_the_command_line_is_one_line(resolved, arguments, words):
     line = line_of(lambda: resolved(*arguments))
     for word in words:
         assert word in line
+
+
+def test_a_missing_model_is_one_line(resolved, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train"])
+    line = line_of(lambda: train.main(entry.parse(sys.argv)))
+    assert "--model" in line and "reconstruction" in line and "direct" in line
 
 
 def test_a_mistake_in_a_flagfile_is_one_line(resolved, flagfile):

@@ -60,6 +60,9 @@ def main(argv: Sequence[str]) -> None:
     """Resolve the config, train, export."""
     origins = flag_origins(sys.argv)
     given = {name: _value(name) for name in SETTINGS if flags.FLAGS[name].present}
+    if "model" not in given:
+        models = ", ".join(SETTINGS["model"].metadata["choices"])
+        raise ConfigError(f"no --model is given. Give --model=NAME, one of {models}")
     config, origins = resolve(given, origins)
     print(describe(config, origins))
 

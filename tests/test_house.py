@@ -22,7 +22,7 @@ ORDER = (
     "layers",
     "models",
     *("losses", "metrics"),
-    *("bitstream", "voxels"),
+    *("bitstream", "coding", "voxels"),
     *("checkpoint", "summaries", "workers", "trainer", "export"),
     *("codec", "report"),
     *("entry", "evaluate", "compare", "train"),

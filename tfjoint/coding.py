@@ -1,0 +1,221 @@
+"""Entropy coding of codes: integer tables of probabilities, and TensorFlow Compression's coder.
+
+    codes of the training set --> count --> Tables, one file --> bitstream.encode(codes, tables)
+
+Every bit of a code has a probability of its own, by iteration, row, column and channel. It depends
+on nothing that was sent before, so that a packet is decoded alone. Everything is made of integers:
+the same codes give the same bytes on every machine. Floats have no tables; they are sent raw.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tfjoint import files
+from tfjoint.bitstream import BitstreamError, Bytes, Codes, Source
+from tfjoint.errors import UserError
+
+PRECISION = 16
+"""Probabilities are multiples of 2**-16, and never 0 or 1."""
+FORMAT = 1
+
+# What a stream may be shorter than its ideal length: by the coder's last bytes, and by rounding.
+_SLACK_BITS = 64
+_SLACK_PER_BIT = 2**-14
+
+
+class CodingError(UserError):
+    """Tables that cannot be counted or read, or a machine without the range coder."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Tables:
+    """The probability of every bit of a source's codes: a `bitstream.Coder`.
+
+    Raises:
+      CodingError: the probabilities are not of the source.
+    """
+
+    source: Source
+    ones: np.ndarray
+    """[T, H/16, W/16, M], or [K] without iterations, uint16: probability of +1 times 2**16, at
+    least 1. T is the most iterations that can be coded."""
+
+    def __post_init__(self) -> None:
+        ones, axes = np.array(self.ones), int(self.source.iterative)
+        if not self.source.binary:
+            raise CodingError("codes of floats have no tables: send them raw")
+        if ones.dtype != np.uint16 or ones.shape[axes:] != self.source.shape or not ones.all():
+            raise CodingError(
+                f"tables of {self.source} must be positive uint16, T times {self.source.shape}. "
+                f"Received: {ones.dtype} {ones.shape}"
+            )
+        ones.flags.writeable = False
+        object.__setattr__(self, "ones", ones)
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """8 hexadecimal digits of the SHA-256 over source and probabilities."""
+        return _sha256(self.source, self.ones)[:8]
+
+    def encode(self, values: np.ndarray) -> bytes:
+        """Return the coded payload of values [V, T, H/16, W/16, M] or [V, K], -1 or +1.
+
+        Raises:
+          BitstreamError: there are more iterations than in the tables.
+          CodingError: the range coder is not installed.
+        """
+        self._check_iterations(values.shape)
+        coder = _range_coder()
+        index, bits = self._index(values.shape), (values > 0).astype(np.int32)
+        handle = coder.create_range_encoder([], self._lookup)
+        handle = coder.entropy_encode_index(handle, index, bits.reshape(index.shape))
+        return coder.entropy_encode_finalize(handle).numpy()
+
+    def decode(self, payload: Bytes, shape: tuple[int, ...]) -> np.ndarray:
+        """Return the int8 values of a payload, of the shape given to `encode`.
+
+        Raises:
+          BitstreamError: `encode` does not make this payload of any values of that shape.
+          CodingError: the range coder is not installed.
+        """
+        self._check_iterations(shape)
+        self._check_length(len(payload), shape)
+        coder = _range_coder()
+        index = self._index(shape)
+        handle = coder.create_range_decoder(bytes(payload), self._lookup)
+        _, bits = coder.entropy_decode_index(handle, index, index.shape, np.int32)
+        values = (2 * bits.numpy() - 1).astype(np.int8).reshape(shape)
+        if self.encode(values) != payload:
+            raise BitstreamError("damaged: the coded payload is not one of codes; get it again")
+        return values
+
+    @functools.cached_property
+    def _lookup(self) -> np.ndarray:
+        # By bit: the precision, then the cumulative probabilities of -1 and +1.
+        ones, whole = self.ones.ravel().astype(np.int32), 2**PRECISION
+        return np.stack(
+            [np.full_like(ones, PRECISION), 0 * ones, whole - ones, np.full_like(ones, whole)], 1
+        )
+
+    @functools.cached_property
+    def _least_bits(self) -> np.ndarray:
+        # What a view's cheapest code costs, by number of iterations.
+        likely = np.maximum(self.ones, 2**PRECISION - self.ones.astype(np.int32)) / 2**PRECISION
+        return np.cumsum(-np.log2(likely).reshape(self._iterations, -1).sum(axis=1))
+
+    @property
+    def _iterations(self) -> int:
+        return len(self.ones) if self.source.iterative else 1
+
+    def _index(self, shape: tuple[int, ...]) -> np.ndarray:
+        # Which row of the lookup codes which bit: all views begin at the first.
+        of_view = np.arange(np.prod(shape[1:]), dtype=np.int32)
+        return np.broadcast_to(of_view, (shape[0], len(of_view)))
+
+    def _check_iterations(self, shape: tuple[int, ...]) -> None:
+        if self.source.iterative and shape[1] > self._iterations:
+            raise BitstreamError(
+                f"the tables are for up to {self._iterations} iterations. Received: {shape[1]}; "
+                "send these codes raw"
+            )
+
+    def _check_length(self, payload_bytes: int, shape: tuple[int, ...]) -> None:
+        iterations = shape[1] if self.source.iterative else 1
+        least = shape[0] * self._least_bits[iterations - 1]
+        bits = shape[0] * iterations * np.prod(self.source.shape)
+        if 8 * payload_bytes + _SLACK_BITS + _SLACK_PER_BIT * bits < least:
+            raise BitstreamError(
+                f"damaged: codes of {list(shape)} take at least {least / 8:.0f} bytes. Received: "
+                f"{payload_bytes}; get it again"
+            )
+
+
+def count(codes: Iterable[Codes]) -> Tables:
+    """Return tables with the share of +1 among `codes`, Laplace smoothed.
+
+    Args:
+      codes: of many objects, the training set's: all of one source and number of iterations.
+
+    Raises:
+      CodingError: there are none, they differ in that, or they are floats.
+    """
+    source = iterations = None
+    views, ones = 0, np.zeros((), np.int64)
+    for code in codes:
+        if source is None:
+            source, iterations = code.source, code.iterations
+        if (code.source, code.iterations) != (source, iterations):
+            raise CodingError(
+                f"tables are counted on codes of one kind: {source}, {iterations} iterations. "
+                f"Received: {code.source}, {code.iterations}"
+            )
+        views += code.views
+        ones = ones + np.sum(code.values > 0, axis=0)
+    if source is None:
+        raise CodingError("there are no codes to count: give those of the training set")
+    share = ((ones + 1) << PRECISION) // (views + 2)
+    return Tables(source, share.clip(1, 2**PRECISION - 1).astype(np.uint16))
+
+
+def write(path: str | os.PathLike, tables: Tables) -> None:
+    """Write tables as JSON: format, source, probabilities, and their SHA-256."""
+    files.write_json(
+        path,
+        {
+            "format": FORMAT,
+            "source": dataclasses.asdict(tables.source),
+            "ones": tables.ones.tolist(),
+            "sha256": _sha256(tables.source, tables.ones),
+        },
+    )
+
+
+def read(path: str | os.PathLike) -> Tables:
+    """Return the tables in a file. Raises `CodingError` if it is missing or damaged."""
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        if found["format"] != FORMAT:
+            raise ValueError(f"format {found['format']}, this tfjoint reads {FORMAT}")
+        ones = np.array(found["ones"], np.int64)
+        if ones.min() < 1 or ones.max() >= 2**PRECISION:
+            raise ValueError("probabilities out of range")
+        tables = Tables(Source(**found["source"]), ones.astype(np.uint16))
+        if found["sha256"] != _sha256(tables.source, tables.ones):
+            raise ValueError("its SHA-256 does not fit")
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
+        raise CodingError(
+            f"{path} does not hold tables of probabilities ({error}): export the run again"
+        ) from error
+    return tables
+
+
+def _sha256(source: Source, ones: np.ndarray) -> str:
+    text = json.dumps([FORMAT, dataclasses.asdict(source), ones.shape], sort_keys=True)
+    return hashlib.sha256(text.encode() + ones.astype("<u2").tobytes()).hexdigest()
+
+
+@functools.lru_cache(maxsize=1)
+def _range_coder() -> Any:
+    """Return the module that has the range coder's operations."""
+    try:
+        try:
+            import tensorflow_compression_ops as operations
+        except ImportError:
+            import tensorflow_compression as operations
+    except Exception as error:  # of many kinds where it was built for another TensorFlow
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise CodingError(
+            f"coding with tables needs TensorFlow Compression, which is not here ({reason}): use "
+            "raw, or install tfjoint[tfc] with TensorFlow 2.17, tfjoint[tf214] with 2.14"
+        ) from error
+    return operations

@@ -106,18 +106,20 @@ def packet_target(name: str, coder=None, count: int = 8, **making) -> Target:
     )
 
 
-def targets(range_coder: Callable | None = None) -> list[Target]:
-    """All that is mutated; `range_coder` gives the tables of codes where it is installed."""
+def targets() -> list[Target]:
+    """Raw streams, and streams of a coder that needs no TensorFlow."""
     large = ("direct, paper", "most views and iterations")
     found = [file_target(name) for name in (*streams.SMALL, *large)]
     found += [packet_target(name) for name in streams.SMALL]
+    return found + coded_targets(lambda codes: streams.Deflated(next(codes).source))
+
+
+def coded_targets(coder_of: Callable[[Iterator[Any]], Any]) -> list[Target]:
+    """Streams of the coder that `coder_of` makes of codes."""
+    found = []
     for name in ("direct, mini", "implicit"):
-        source = streams.SOURCES[name][0]
-        coders: list[Any] = [streams.Deflated(source)]
-        if range_coder:
-            coders.append(range_coder(streams.make(name, seed, 0.95) for seed in range(20)))
-        for coder in coders:
-            found += [make(name, coder, likely=0.95) for make in (file_target, packet_target)]
+        coder = coder_of(streams.make(name, seed, 0.95) for seed in range(20))
+        found += [make(name, coder, likely=0.95) for make in (file_target, packet_target)]
     return found
 
 
@@ -159,9 +161,9 @@ def _mutated(seeds: Sequence[bytes], rng: np.random.Generator) -> bytes:
     return bytes(data)
 
 
-def run(count: int, seed: int = 0, range_coder: Callable | None = None) -> Outcome:
-    """Read `count` mutants and return what became of them."""
-    rng, outcome, made = np.random.default_rng(seed), Outcome(), targets(range_coder)
+def run(count: int, made: Sequence[Target], seed: int = 0) -> Outcome:
+    """Read `count` mutants, of one target after the other, and return what became of them."""
+    rng, outcome = np.random.default_rng(seed), Outcome()
     sources = [mutants(target, rng) for target in made]
     for target in made:
         for data in target.seeds:
@@ -222,14 +224,13 @@ def main(arguments: Sequence[str]) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from tfjoint import coding
 
+    made = targets()
     try:
-        coding._range_coder()
-        range_coder = coding.count
+        made += coded_targets(coding.count)
     except coding.CodingError as error:
         print(f"without tables: {error}")
-        range_coder = None
     start = time.monotonic()
-    print(run(int(arguments[0]), range_coder=range_coder))
+    print(run(int(arguments[0]), made))
     print(f"{time.monotonic() - start:.0f} s")
 
 

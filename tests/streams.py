@@ -51,7 +51,7 @@ class Deflated:
     digest: str = "de0f1a7e"
 
     def encode(self, values: np.ndarray) -> bytes:
-        compressor = zlib.compressobj(9, zlib.DEFLATED, -15)
+        compressor = zlib.compressobj(9, zlib.DEFLATED, -9, 1)  # of little memory
         return compressor.compress(np.packbits(values > 0).tobytes()) + compressor.flush()
 
     def decode(self, payload: bytes | memoryview, shape: tuple[int, ...]) -> np.ndarray:

@@ -54,7 +54,8 @@ class Tables:
         ones, axes = np.array(self.ones), int(self.source.iterative)
         if not self.source.binary:
             raise CodingError("codes of floats have no tables: send them raw")
-        if ones.dtype != np.uint16 or ones.shape[axes:] != self.source.shape or not ones.all():
+        of_source = ones.dtype == np.uint16 and ones.shape[axes:] == self.source.shape
+        if not (of_source and ones.size and ones.all()):
             raise CodingError(
                 f"tables of {self.source} must be positive uint16, T times {self.source.shape}. "
                 f"Received: {ones.dtype} {ones.shape}"
@@ -186,9 +187,9 @@ def read(path: str | os.PathLike) -> Tables:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
         if found["format"] != FORMAT:
             raise ValueError(f"format {found['format']}, this tfjoint reads {FORMAT}")
-        ones = np.array(found["ones"], np.int64)
-        if ones.min() < 1 or ones.max() >= 2**PRECISION:
-            raise ValueError("probabilities out of range")
+        ones = np.array(found["ones"])
+        if ones.dtype.kind != "i" or ones.min() < 1 or ones.max() >= 2**PRECISION:
+            raise ValueError("its probabilities are not integers in [1, 65535]")
         tables = Tables(Source(**found["source"]), ones.astype(np.uint16))
         if found["sha256"] != _sha256(tables.source, tables.ones):
             raise ValueError("its SHA-256 does not fit")

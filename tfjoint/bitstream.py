@@ -396,10 +396,12 @@ def decode_packet(data: Bytes, source: Source, coder: Coder | None = None) -> Pa
             f"the packet is damaged or not from {source}: it starts with "
             f"{bytes(data[:start]).hex()}; drop it"
         )
+    otherwise = f" or not from {source}"
     if header.coding == TABLE:
         header = header._replace(source=_coded(_matching(coder, source)))
+        otherwise += f" with the tables {header.source.digest}"
     _check_size(header, len(data) - start - _CRC.size)
-    _check_crc(data, zlib.crc32(_head(header)), f" or not from {source}")
+    _check_crc(data, zlib.crc32(_head(header)), otherwise)
     codes = _decoded(header, data[start : -_CRC.size], coder)
     return Packet(object_number, view, bool(flags & _LAST), codes)
 

@@ -76,7 +76,7 @@ class Tables:
           CodingError: the range coder is not installed.
         """
         self._check_iterations(values.shape)
-        coder = _range_coder()
+        coder = range_coder()
         index, bits = self._index(values.shape), (values > 0).astype(np.int32)
         handle = coder.create_range_encoder([], self._lookup)
         handle = coder.entropy_encode_index(handle, index, bits.reshape(index.shape))
@@ -91,7 +91,7 @@ class Tables:
         """
         self._check_iterations(shape)
         self._check_length(len(payload), shape)
-        coder = _range_coder()
+        coder = range_coder()
         index = self._index(shape)
         handle = coder.create_range_decoder(bytes(payload), self._lookup)
         _, bits = coder.entropy_decode_index(handle, index, index.shape, np.int32)
@@ -206,8 +206,12 @@ def _sha256(source: Source, ones: np.ndarray) -> str:
 
 
 @functools.lru_cache(maxsize=1)
-def _range_coder() -> Any:
-    """Return the module that has the range coder's operations."""
+def range_coder() -> Any:
+    """Return the module that has the range coder's operations.
+
+    Raises:
+      CodingError: it is not installed, or for another TensorFlow.
+    """
     try:
         try:
             import tensorflow_compression_ops as operations

@@ -178,6 +178,37 @@ def test_a_number_that_is_0_is_refused(place):
     assert "is 0" in refusal(resealed(bytes(data)))
 
 
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [("one bit", 0x18), ("one bit", 0x90), ("direct, floats", 0x15), ("implicit, floats", 0x17)],
+)
+def test_flags_that_no_file_has_are_refused(name, flags):
+    data = bytearray(bitstream.encode(streams.make(name))[:-4])
+    data[3] = flags
+    assert f"its fourth byte is {flags:#04x}" in refusal(resealed(bytes(data)))
+
+
+@pytest.mark.parametrize(("place", "value"), [(3, 255), (4, 0)])
+def test_numbers_that_no_packet_has_are_refused(place, value):
+    codes = streams.make("one bit")
+    data = bytearray(bitstream.encode_packet(codes.packets(0)[0])[:-4])
+    head = bytearray(streams.first_bytes(codes))
+    data[place] = value
+    head[9] = data[4]
+    with pytest.raises(BitstreamError, match=r"is damaged or not from .*: it starts with"):
+        whole = bytes(data) + streams.crc(bytes(head + data))
+        bitstream.decode_packet(whole, codes.source)
+
+
+@pytest.mark.parametrize("longer", [0, 3])
+def test_a_coded_payload_that_is_not_shorter_than_raw_is_refused(longer):
+    """Such codes are sent raw: every file can be written in one way alone."""
+    codes = streams.make("direct, mini")
+    start = streams.first_bytes(codes, "01234567")
+    data = resealed(start + bytes(codes.raw_bytes + longer))
+    assert "take less than 320 bytes" in refusal(data, NeverAsked(codes.source))
+
+
 def test_other_files_and_later_versions_say_so():
     data = bitstream.encode(streams.make("one bit"))
     assert "not a .tfj file: it starts with b'\\x89PN'" in refusal(b"\x89PNG\r\n\x1a\n" + data)

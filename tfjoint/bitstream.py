@@ -57,9 +57,6 @@ _HEAD = _START.size + _ITERATIVE.size
 _PACKET = struct.Struct("<BHB")  # version and flags, object number, view
 _CRC = struct.Struct("<I")
 
-_ONE = np.float32(1).view(np.uint32)
-_WITHOUT_SIGN = np.uint32(0x7FFFFFFF)
-
 
 class BitstreamError(UserError):
     """Codes that cannot be written, or bytes that are damaged or of something else."""
@@ -441,8 +438,8 @@ def _check_prefix(codes: Codes, views: int | None, iterations: int | None) -> No
 def _allowed(values: np.ndarray) -> bool:
     if values.dtype == np.int8:
         return bool(np.all(np.abs(values) == 1))  # the absolute value of int8 -128 is -128
-    # As integers, because comparing a signalling NaN warns.
-    return bool(np.all((values.view(np.uint32) & _WITHOUT_SIGN) <= _ONE))
+    with np.errstate(invalid="ignore"):  # a signalling NaN, which is refused like any other
+        return bool(np.all(np.abs(values) <= 1))
 
 
 def _flags(header: Header) -> int:

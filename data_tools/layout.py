@@ -19,9 +19,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from data_tools import binvox
-from data_tools.voxelize import Grid
-from tfjoint import files
+from tfjoint import binvox, files
+from tfjoint.binvox import Grid
 from tfjoint.errors import UserError
 
 RENDERINGS, VOXELS = "ShapeNetRendering", "ShapeNetVox32"

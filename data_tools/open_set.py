@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from data_tools import (
-    binvox,
     categories,
     credits,
     layout,
@@ -30,7 +29,7 @@ from data_tools import (
 )
 from data_tools.layout import Model
 from data_tools.sweethome3d import CatalogueModel, Source
-from tfjoint import files
+from tfjoint import binvox, files
 from tfjoint.errors import UserError
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import tfjoint
-from data_tools import binvox, layout, splits
+from data_tools import layout, splits
 from data_tools.layout import LayoutError, Model
-from tfjoint import records
+from tfjoint import binvox, records
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,8 +12,8 @@ from PIL import Image
 from data_tools import layout, records_from_layout, render, splits
 from data_tools.layout import LayoutError, Model
 from data_tools.records_from_layout import RecordsConfig
-from data_tools.voxelize import Grid
 from tfjoint import records
+from tfjoint.binvox import Grid
 from tfjoint.errors import UserError
 
 CHAIRS = [Model("03001627", name) for name in ("a", "b", "c")]

@@ -22,15 +22,19 @@ ORDER = (
     "layers",
     "models",
     *("losses", "metrics"),
-    *("bitstream", "voxels"),
+    *("bitstream", "png", "voxels", "binvox", "shapes"),
     *("checkpoint", "summaries", "workers", "trainer", "export"),
-    *("codec", "report"),
-    *("entry", "evaluate", "compare", "train"),
+    *("codec", "report", "page"),
+    *("entry", "evaluate", "compare", "view", "train"),
 )
-WITHOUT_TENSORFLOW = ("bitstream", "report")
+WITHOUT_TENSORFLOW = ("bitstream", "shapes", "report", "page", "view")
 FOR_LAYERS = {"keras", "numpy", "tensorflow"}
-FOR_DATA_TOOLS = {"errors", "files", "provenance", "config", "records", "entry"}
-ENTRY_POINTS = {"tfjoint.entry", "tfjoint.evaluate", "tfjoint.compare", "tfjoint.train"}
+FOR_DATA_TOOLS = {
+    *("errors", "files", "provenance", "config", "records", "png", "binvox", "entry"),
+}
+ENTRY_POINTS = {
+    *("tfjoint.entry", "tfjoint.evaluate", "tfjoint.compare", "tfjoint.view", "tfjoint.train"),
+}
 
 # An import name whose distribution is called something else.
 DISTRIBUTIONS = {"absl": "absl-py", "PIL": "pillow"}
@@ -170,7 +174,7 @@ def test_layers_import_tensorflow_and_keras_alone(imports):
         assert _third_party(targets) <= FOR_LAYERS, module
 
 
-def test_bitstream_and_report_do_without_tensorflow(imports):
+def test_what_looks_at_results_does_without_tensorflow(imports):
     for name in WITHOUT_TENSORFLOW:
         through = _roots(reachable(imports, f"tfjoint.{name}"))
         assert not through & {"tensorflow", "keras", "tensorboard"}, name

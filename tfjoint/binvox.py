@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from data_tools.voxelize import Grid
 from tfjoint import files
 from tfjoint.errors import UserError
 
@@ -19,6 +19,18 @@ _MAGIC = "#binvox 1"
 
 class BinvoxError(UserError):
     """A file that is missing, damaged, or not binvox."""
+
+
+class Grid(NamedTuple):
+    """An occupancy grid [D, D, D] bool (x, y up, z) and where it lies.
+
+    The centre of cell (i, j, k) is translate + scale ((i, j, k) + 0.5 - lowest) / D with
+    `lowest` the smallest occupied index per axis.
+    """
+
+    voxels: np.ndarray
+    translate: np.ndarray
+    scale: float
 
 
 def write_binvox(path: str | os.PathLike, grid: Grid) -> None:

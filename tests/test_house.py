@@ -22,7 +22,7 @@ ORDER = (
     "layers",
     "models",
     *("losses", "metrics"),
-    *("bitstream", "png", "voxels", "binvox", "shapes"),
+    *("bitstream", "png", "voxels", "binvox", "gallery", "shapes"),
     *("checkpoint", "summaries", "workers", "trainer", "export"),
     *("codec", "report", "page"),
     *("entry", "evaluate", "compare", "view", "train"),

@@ -35,12 +35,18 @@ class Grid(NamedTuple):
 
 def write_binvox(path: str | os.PathLike, grid: Grid) -> None:
     """Write a grid; equal grids give equal bytes."""
+    content = encode_binvox(grid)
+    with files.replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def encode_binvox(grid: Grid) -> bytes:
+    """Return the content of a grid's file."""
     translate = " ".join(f"{value:.9g}" for value in grid.translate)
     size = " ".join(str(side) for side in grid.voxels.shape)
     header = f"{_MAGIC}\ndim {size}\ntranslate {translate}\nscale {grid.scale:.9g}\ndata\n"
     flat = grid.voxels.transpose(0, 2, 1).ravel().astype(np.uint8)
-    with files.replacing(path) as temporary:
-        temporary.write_bytes(header.encode("ascii") + _run_lengths(flat))
+    return header.encode("ascii") + _run_lengths(flat)
 
 
 def _run_lengths(flat: np.ndarray) -> bytes:

@@ -37,6 +37,10 @@ FLAGS = (
 SOFTWARE_WEBGL = ("--use-angle=swiftshader", "--enable-unsafe-swiftshader")
 NO_WEBGL = ("--disable-gpu", "--disable-3d-apis")
 PATIENCE = 60  # seconds
+KEY_CODES = {"Tab": 9, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
+
+Offset = tuple[float, float]
+"""Pixels to the right and down."""
 
 
 def find() -> str | None:
@@ -52,7 +56,7 @@ class Browser:
         commands, self._to = os.pipe()
         self._from, answers = os.pipe()
         # It reads commands from its descriptor 3 and writes answers to 4.
-        shell = f"exec 3<&{commands} 4>&{answers}; exec \"$@\""
+        shell = f'exec 3<&{commands} 4>&{answers}; exec "$@"'
         self._process = subprocess.Popen(
             ["sh", "-c", shell, "sh", path, *FLAGS, *flags, f"--user-data-dir={profile}"],
             pass_fds=(commands, answers),
@@ -141,11 +145,9 @@ class Browser:
 
     def settle(self) -> None:
         """Wait until what was asked for is drawn."""
-        self(
-            "Runtime.evaluate",
-            expression="new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))",
-            awaitPromise=True,
-        )
+        frame = "new Promise(done => requestAnimationFrame(done))"
+        for _ in range(2):
+            self("Runtime.evaluate", expression=frame, awaitPromise=True)
 
     def middle(self, selector: str) -> tuple[float, float]:
         """The middle of an element in the window, which is scrolled to it."""
@@ -180,7 +182,9 @@ class Browser:
         self("Input.dispatchMouseEvent", type="mouseWheel", x=x, y=y, deltaX=0, deltaY=amount)
         self.settle()
 
-    def touch(self, selector: str, *fingers: tuple[tuple[float, float], tuple[float, float]]) -> None:
+    def touch(
+        self, selector: str, *fingers: tuple[tuple[float, float], tuple[float, float]]
+    ) -> None:
         """Put fingers down at offsets from the middle of an element, move them, lift them."""
         x, y = self.middle(selector)
         for number, kind in enumerate(("touchStart", "touchMove")):
@@ -192,7 +196,9 @@ class Browser:
     def press(self, key: str) -> None:
         """Press a key and let go; `key` is a JavaScript name such as "ArrowLeft"."""
         text = {"text": key} if len(key) == 1 else {}
-        code = {"ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, "Tab": 9}.get(key)
+        code = {"ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, "Tab": 9}.get(
+            key
+        )
         code = {"windowsVirtualKeyCode": code} if code else {}
         self("Input.dispatchKeyEvent", type="keyDown", key=key, code=key, **text, **code)
         self("Input.dispatchKeyEvent", type="keyUp", key=key, code=key, **code)

@@ -62,8 +62,9 @@ def _results(path: Path) -> str:
         notes.append("To see shapes, evaluate with --examples=10.")
     else:
         gallery = read_gallery(examples)
-        if gallery.weights_sha256 != results["rows"][0].get("weights_sha256"):
-            notes.append(f"{examples.name} is of another model: evaluate again with --examples=10.")
+        made = gallery.title, gallery.weights_sha256
+        if made != (report.title(results), results["rows"][0].get("weights_sha256")):
+            notes.append(f"{examples.name} is of other results: evaluate with --examples=10 again.")
             gallery = None
     try:
         return page.render(gallery, results, title=report.title(results), notes=notes)

@@ -4,6 +4,7 @@ const SHADE = [0.88, 0.7, 1, 0.5, 0.8, 0.64]; // of the directions of faces
 const LEAST_LIGHT = 0.58; // of a corner with full cells all around
 const LINE = 0.2; // how much darker the edges of cells are
 const FOCAL = 3.2; // of half the picture's shorter side
+const TRIANGLES = [0, 1, 2, 2, 1, 3]; // corners of a face
 const START = { azimuth: 0.62, elevation: 0.42, distance: 3.1 };
 
 // Where the viewer stands: around the middle of a cube of side 1, y up, angles in radians.
@@ -47,7 +48,7 @@ class Camera {
 
 const VERTEX = `#version 300 es
 layout(location = 0) in uvec4 cell; // x, y, z, direction
-layout(location = 1) in uvec4 paint; // kind, light
+layout(location = 1) in uvec4 paint; // kind, light, corner
 uniform mat4 matrix;
 uniform vec3 eye, colours[${KINDS.length}];
 uniform float side, shades[6];
@@ -56,7 +57,7 @@ flat out vec4 light;
 flat out vec3 colour;
 flat out float line;
 void main() {
-  place = vec2(gl_VertexID & 1, gl_VertexID >> 1);
+  place = vec2(paint.z & 1u, paint.z >> 1u);
   int axis = int(cell.w) >> 1, back = int(cell.w) & 1;
   vec3 point = vec3(cell.xyz);
   point[axis] += float(1 - back);
@@ -116,21 +117,35 @@ class WebGLPainter {
 
   // Return faces as `draw` takes them.
   load(faces, side) {
-    const { gl } = this, array = gl.createVertexArray(), buffer = gl.createBuffer();
+    const { gl } = this, array = gl.createVertexArray(), count = faces.length / FACE;
+    const words = new Uint32Array(faces.buffer); // two for a face, the lowest byte first
+    const corners = new Uint32Array(4 * words.length), indices = new Uint32Array(6 * count);
+    for (let face = 0; face < count; face++) {
+      for (let corner = 0; corner < 4; corner++) {
+        corners[8 * face + 2 * corner] = words[2 * face];
+        corners[8 * face + 2 * corner + 1] = words[2 * face + 1] | (corner << 16);
+      }
+      for (let i = 0; i < 6; i++) indices[6 * face + i] = 4 * face + TRIANGLES[i];
+    }
     gl.bindVertexArray(array);
-    gl.bindBuffer(gl.ARRAY_BUFFER, buffer);
-    gl.bufferData(gl.ARRAY_BUFFER, faces, gl.STATIC_DRAW);
+    const buffers = [this.fill(gl.ARRAY_BUFFER, corners), this.fill(gl.ELEMENT_ARRAY_BUFFER, indices)];
     for (const place of [0, 1]) {
       gl.enableVertexAttribArray(place);
       gl.vertexAttribIPointer(place, 4, gl.UNSIGNED_BYTE, FACE, 4 * place);
-      gl.vertexAttribDivisor(place, 1);
     }
-    return { array, buffer, side, count: faces.length / FACE };
+    return { array, buffers, side, count: 6 * count };
   }
 
-  unload(mesh) {
-    this.gl.deleteVertexArray(mesh.array);
-    this.gl.deleteBuffer(mesh.buffer);
+  fill(target, values) {
+    const buffer = this.gl.createBuffer();
+    this.gl.bindBuffer(target, buffer);
+    this.gl.bufferData(target, values, this.gl.STATIC_DRAW);
+    return buffer;
+  }
+
+  unload({ array, buffers }) {
+    this.gl.deleteVertexArray(array);
+    for (const buffer of buffers) this.gl.deleteBuffer(buffer);
   }
 
   draw(meshes, camera, colours) {
@@ -145,7 +160,7 @@ class WebGLPainter {
       gl.clear(gl.DEPTH_BUFFER_BIT); // what comes later lies in front
       gl.uniform1f(this.uniform("side"), mesh.side);
       gl.bindVertexArray(mesh.array);
-      gl.drawArraysInstanced(gl.TRIANGLE_STRIP, 0, 4, mesh.count);
+      gl.drawElements(gl.TRIANGLES, mesh.count, gl.UNSIGNED_INT, 0);
     }
   }
 }

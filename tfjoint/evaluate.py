@@ -440,8 +440,8 @@ def main(argv: Sequence[str]) -> None:
         raise ConfigError(f"examples={values.examples} has no effect on model {config.model}")
     if values.views < 1 or min(values.iterations, values.seed, values.examples) < 0:
         raise ConfigError(
-            "views must be at least 1, iterations, seed and examples at least 0. "
-            f"Received: {values.views}, {values.iterations}, {values.seed}, {values.examples}"
+            "views must be at least 1, iterations, examples and seed at least 0. "
+            f"Received: {values.views}, {values.iterations}, {values.examples}, {values.seed}"
         )
     iterations = values.iterations or config.iterations_max
     protocol = Protocol(values.split, values.views, iterations, values.seed)

@@ -13,7 +13,7 @@ Column = Callable[[Mapping[str, Any]], str]
 """What a column shows of a row; "" where the row has no such value."""
 
 
-WRONG_CONTENT = (ValueError, KeyError, TypeError, IndexError, AttributeError)
+WRONG_CONTENT = (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError)
 """What is raised where a file that should hold results holds something else."""
 
 

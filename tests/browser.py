@@ -12,6 +12,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -36,6 +37,14 @@ FLAGS = (
 )
 SOFTWARE_WEBGL = ("--use-angle=swiftshader", "--enable-unsafe-swiftshader")
 NO_WEBGL = ("--disable-gpu", "--disable-3d-apis")
+# A browser reads commands from its descriptor 3 and writes answers to 4.
+START = """
+import fcntl, os, sys
+commands, answers = (fcntl.fcntl(int(fd), fcntl.F_DUPFD, 10) for fd in sys.argv[1:3])
+os.dup2(commands, 3)
+os.dup2(answers, 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 PATIENCE = 60  # seconds
 KEY_CODES = {"Tab": 9, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
 
@@ -55,10 +64,9 @@ class Browser:
     def __init__(self, path: str, profile: Path, flags: tuple[str, ...] = SOFTWARE_WEBGL) -> None:
         commands, self._to = os.pipe()
         self._from, answers = os.pipe()
-        # It reads commands from its descriptor 3 and writes answers to 4.
-        shell = f'exec 3<&{commands} 4>&{answers}; exec "$@"'
+        arguments = [path, *FLAGS, *flags, f"--user-data-dir={profile}"]
         self._process = subprocess.Popen(
-            ["sh", "-c", shell, "sh", path, *FLAGS, *flags, f"--user-data-dir={profile}"],
+            [sys.executable, "-I", "-c", START, str(commands), str(answers), *arguments],
             pass_fds=(commands, answers),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -133,8 +133,10 @@ def show(b: browser.Browser, mode: str) -> None:
 # --- The picture ----------------------------------------------------------------------------------
 
 
-def silhouette(cells: np.ndarray, turn: float = 0.62, rise: float = 0.42) -> np.ndarray:
-    """Which pixels show a cell, every fourth in both directions, found with points along rays.
+def first_hit(kinds: np.ndarray, turn: float, rise: float) -> np.ndarray:
+    """What every fourth pixel in both directions shows of a grid, found with points along rays.
+
+    Where `kinds` is 0 a ray goes on.
 
     The camera stands at a distance of 3.1 from the middle of the cube of side 1, turned from +x to
     +z and raised. The shorter side of the picture is as long as 2 / 3.2 at distance 1.
@@ -149,11 +151,12 @@ def silhouette(cells: np.ndarray, turn: float = 0.62, rise: float = 0.42) -> np.
     scale = 2 / 3.2 / min(width, height)
     across, above = (column - width / 2) * scale, (height / 2 - row) * scale
     rays = across[..., None] * right + above[..., None] * up - back
-    seen = np.zeros(row.shape, bool)
+    seen = np.zeros(row.shape, kinds.dtype)
     for far in np.arange(2.2, 4, 0.01):
-        index = np.floor((3.1 * back + far * rays + 0.5) * len(cells)).astype(int)
-        inside = np.all((index >= 0) & (index < len(cells)), axis=-1)
-        seen |= inside & cells[tuple(np.clip(index, 0, len(cells) - 1).transpose(2, 0, 1))]
+        index = np.floor((3.1 * back + far * rays + 0.5) * len(kinds)).astype(int)
+        inside = np.all((index >= 0) & (index < len(kinds)), axis=-1)
+        here = kinds[tuple(np.clip(index, 0, len(kinds) - 1).transpose(2, 0, 1))] * inside
+        seen = np.where(seen, seen, here)
     return seen
 
 
@@ -164,7 +167,7 @@ def test_the_shape_turns_with_the_mouse_and_stands_where_rays_meet_it(opened, ri
     opened.drag("#canvas", right, down)
     found = coloured(stage(opened))[::4, ::4]
     cells = SHAPES.occupancy[0, 2, 1] >= 0.5
-    expected = silhouette(cells, 0.62 + 0.008 * right, 0.42 + 0.008 * down)
+    expected = first_hit(cells, 0.62 + 0.008 * right, 0.42 + 0.008 * down)
     assert np.sum(found & expected) / np.sum(found | expected) > 0.97
     assert 0.05 < expected.mean() < 0.5
 
@@ -294,12 +297,10 @@ def test_prediction_truth_and_difference_count_their_cells(opened):
         assert drawn == count
 
 
-def part_of(picture: np.ndarray, rgb: tuple[int, int, int]) -> float:
-    """The part of the pixels that have a colour's hue, however shaded."""
-    strong = coloured(picture)
+def has(picture: np.ndarray, rgb: tuple[int, int, int]) -> np.ndarray:
+    """Which pixels have a colour's hue, however shaded."""
     unit = picture / np.maximum(np.linalg.norm(picture, axis=-1, keepdims=True), 1)
-    near = unit @ (np.array(rgb) / np.linalg.norm(rgb)) > 0.995
-    return np.mean(near & strong)
+    return (unit @ (np.array(rgb) / np.linalg.norm(rgb)) > 0.995) & coloured(picture)
 
 
 GREEN, ORANGE, BLUE = (92, 171, 92), (229, 138, 43), (60, 125, 208)
@@ -307,20 +308,35 @@ GREEN, ORANGE, BLUE = (92, 171, 92), (229, 138, 43), (60, 125, 208)
 
 def test_every_kind_of_cell_has_its_colour_and_can_be_switched_off(opened):
     prediction = stage(opened)
-    assert part_of(prediction, GREEN) > 0.05
-    assert part_of(prediction, ORANGE) == part_of(prediction, BLUE) == 0
+    assert has(prediction, GREEN).mean() > 0.05
+    assert not has(prediction, ORANGE).any() and not has(prediction, BLUE).any()
     show(opened, "difference")
     whole = stage(opened)
-    assert part_of(whole, ORANGE) > 0.005 and part_of(whole, BLUE) > 0.005
-    assert part_of(whole, GREEN) == 0
+    assert has(whole, ORANGE).mean() > 0.005 and has(whole, BLUE).mean() > 0.005
+    assert not has(whole, GREEN).any()
     opened.value("document.querySelectorAll('#legend input')[1].click()")
     without = stage(opened)
-    assert part_of(without, ORANGE) == 0 and part_of(without, BLUE) >= part_of(whole, BLUE)
+    assert not has(without, ORANGE).any()
+    assert has(without, BLUE).sum() >= has(whole, BLUE).sum()
     show(opened, "prediction")
     assert differs(prediction, stage(opened)) < 0.001
     show(opened, "difference")
     opened.value("document.querySelectorAll('#legend input')[1].click()")
     assert differs(whole, stage(opened)) < 0.001
+
+
+@pytest.mark.parametrize(("right", "down"), [(0, 0), (200, 60), (390, -90), (-200, 20)])
+def test_of_cells_behind_each_other_the_nearest_is_seen(anybody, tmp_path, right, down):
+    kinds = np.random.default_rng(0).choice(3, (6, 6, 6), p=(0.7, 0.15, 0.15))
+    given = gallery.from_arrays({"voxels": kinds == 1, "truth": kinds == 2})
+    open_page(anybody, write(tmp_path, given))
+    show(anybody, "difference")
+    anybody.drag("#canvas", right, down)
+    picture = stage(anybody)[::4, ::4]
+    found = np.select([has(picture, ORANGE), has(picture, BLUE)], [1, 2])
+    expected = first_hit(kinds, 0.62 + 0.008 * right, 0.42 + 0.008 * down)
+    assert np.mean(found == expected) > 0.98
+    assert min(np.mean(expected == kind) for kind in (1, 2)) > 0.05
 
 
 @pytest.mark.parametrize("seed", range(3))

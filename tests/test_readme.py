@@ -56,6 +56,7 @@ def test_every_command_is_run_by_a_test_of_this_file_or_named_here():
         "tfjoint.train",
         "tfjoint.evaluate",
         "tfjoint.compare",
+        "tfjoint.view",
         "check_records",
     )
     for line in commands():
@@ -92,6 +93,10 @@ def test_train_evaluate_tensorboard_and_the_snippet_work_as_written(tmp_path):
     rows = json.loads((tmp_path / output).read_text(encoding="utf-8"))["rows"]
     assert {row["views"] for row in rows} == {3} and len(rows) == 8
     assert report.table(json.loads((tmp_path / output).read_text(encoding="utf-8"))) in printed
+
+    printed = run(command("tfjoint.view"), tmp_path)
+    shown = Path(output).with_suffix(".html")
+    assert f"page: {shown}" in printed and (tmp_path / shown).stat().st_size > 2**20
 
     logdir = re.search(r"--logdir=(\S+)", command("tensorboard"))[1]
     inspect = f"{PYTHON} -m tensorboard.main --inspect --logdir={logdir}"

@@ -503,6 +503,14 @@ def test_a_script_that_is_smuggled_in_does_not_run_and_nothing_is_fetched(anybod
     assert all("Content Security Policy" in complaint for complaint in anybody.complaints())
 
 
+def test_a_3d_view_that_the_browser_takes_away_is_not_a_silent_blank(anybody, shown):
+    open_page(anybody, shown)
+    if anybody.painter != "WebGLPainter":
+        pytest.skip("a plain canvas is never taken away")
+    anybody.value("viewer.painter.gl.getExtension('WEBGL_lose_context').loseContext()")
+    anybody.wait(lambda: text(anybody, "message") == "The 3D view was lost: reload the page.")
+
+
 def test_a_browser_that_cannot_unpack_the_shapes_says_so(anybody, shown):
     script = "delete window.DecompressionStream"
     added = anybody("Page.addScriptToEvaluateOnNewDocument", source=script)

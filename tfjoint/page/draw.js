@@ -128,7 +128,9 @@ class WebGLPainter {
       for (let i = 0; i < 6; i++) indices[6 * face + i] = 4 * face + TRIANGLES[i];
     }
     gl.bindVertexArray(array);
-    const buffers = [this.fill(gl.ARRAY_BUFFER, corners), this.fill(gl.ELEMENT_ARRAY_BUFFER, indices)];
+    const buffers = [
+      this.fill(gl.ARRAY_BUFFER, corners), this.fill(gl.ELEMENT_ARRAY_BUFFER, indices),
+    ];
     for (const place of [0, 1]) {
       gl.enableVertexAttribArray(place);
       gl.vertexAttribIPointer(place, 4, gl.UNSIGNED_BYTE, FACE, 4 * place);
@@ -210,7 +212,8 @@ class CanvasPainter {
     const kind = faces[start + 4], light = faces[start + 5];
     const sum = (light & 3) + ((light >> 2) & 3) + ((light >> 4) & 3) + (light >> 6);
     const shade = kind === KIND.box ? 1 : SHADE[faces[start + 3]];
-    return colours[kind].map((part) => part * shade * (LEAST_LIGHT + ((1 - LEAST_LIGHT) / 12) * sum));
+    const bright = shade * (LEAST_LIGHT + ((1 - LEAST_LIGHT) / 12) * sum);
+    return colours[kind].map((part) => part * bright);
   }
 
   outline(matrix, faces, start, side) {

@@ -2,9 +2,12 @@
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const byId = (id) => document.getElementById(id);
-const TURN_PER_PIXEL = 0.008, TURN_PER_KEY = 0.1, ZOOM_PER_KEY = 1.12;
+const TURN_PER_PIXEL = 0.008, TURN_PER_KEY = 0.1; // radians
+const ZOOM_PER_WHEEL = 0.001, MOST_WHEEL = 300, ZOOM_PER_KEY = 1.12;
 
-const MODES = { prediction: ["predicted"], truth: ["true"], difference: ["shared", "extra", "missed"] };
+const MODES = {
+  prediction: ["predicted"], truth: ["true"], difference: ["shared", "extra", "missed"],
+};
 const LEGEND = {
   predicted: "prediction", true: "truth", shared: "in both", extra: "too much", missed: "missing",
 };
@@ -48,7 +51,8 @@ class Viewer {
   }
 
   choosePainter() {
-    this.canvas.addEventListener("webglcontextlost", () => say("The 3D view was lost: reload the page."));
+    const lost = () => say("The 3D view was lost: reload the page.");
+    this.canvas.addEventListener("webglcontextlost", lost);
     try {
       return new WebGLPainter(this.canvas);
     } catch {
@@ -86,7 +90,8 @@ class Viewer {
   setUpLegend() {
     this.legend = new Map();
     for (const [name, text] of Object.entries(LEGEND)) {
-      const swatch = make("i"), words = make("span"), label = make("label", {}, swatch, words);
+      const swatch = make("i"), words = make("span");
+      const label = make("label", { hidden: true }, swatch, words);
       swatch.style.background = `var(--${name})`;
       if (MODES.difference.includes(name)) label.prepend(this.kindSwitch(KIND[name]));
       this.legend.set(KIND[name], { label, text: words, name: text });
@@ -105,44 +110,60 @@ class Viewer {
   }
 
   setUpHands() {
+    this.setUpPointers();
+    this.setUpKeys();
+    this.canvas.addEventListener("wheel", (event) => {
+      event.preventDefault();
+      const amount = Math.max(-MOST_WHEEL, Math.min(MOST_WHEEL, event.deltaY));
+      this.camera.zoom(Math.exp(amount * ZOOM_PER_WHEEL));
+      this.redraw();
+    }, { passive: false });
+    this.canvas.addEventListener("dblclick", () => {
+      this.camera.reset();
+      this.redraw();
+    });
+  }
+
+  // The mouse or a finger turns, two fingers zoom.
+  setUpPointers() {
     const { canvas, camera } = this, held = new Map();
+    const place = (event) => held.set(event.pointerId, { x: event.clientX, y: event.clientY });
     const spread = () => {
       const [one, other] = held.values();
-      return Math.hypot(one.x - other.x, one.y - other.y);
+      return Math.max(1, Math.hypot(one.x - other.x, one.y - other.y));
     };
     canvas.addEventListener("pointerdown", (event) => {
       canvas.setPointerCapture(event.pointerId);
-      held.set(event.pointerId, { x: event.clientX, y: event.clientY });
+      place(event);
     });
     canvas.addEventListener("pointermove", (event) => {
       const last = held.get(event.pointerId);
       if (!last) return;
       const before = held.size === 2 ? spread() : 0;
-      held.set(event.pointerId, { x: event.clientX, y: event.clientY });
-      if (held.size === 1)
-        camera.turn((event.clientX - last.x) * TURN_PER_PIXEL, (event.clientY - last.y) * TURN_PER_PIXEL);
-      if (before) camera.zoom(before / Math.max(spread(), 1));
+      place(event);
+      const right = event.clientX - last.x, down = event.clientY - last.y;
+      if (held.size === 1) camera.turn(right * TURN_PER_PIXEL, down * TURN_PER_PIXEL);
+      if (before) camera.zoom(before / spread());
       this.redraw();
     });
     for (const name of ["pointerup", "pointercancel"])
       canvas.addEventListener(name, (event) => held.delete(event.pointerId));
-    canvas.addEventListener("wheel", (event) => {
-      event.preventDefault();
-      camera.zoom(Math.exp(Math.max(-300, Math.min(300, event.deltaY)) * 0.001));
-      this.redraw();
-    }, { passive: false });
-    canvas.addEventListener("dblclick", () => (camera.reset(), this.redraw()));
+  }
+
+  setUpKeys() {
+    const { canvas, camera } = this;
     const keys = {
       ArrowLeft: () => camera.turn(-TURN_PER_KEY, 0),
       ArrowRight: () => camera.turn(TURN_PER_KEY, 0),
       ArrowUp: () => camera.turn(0, -TURN_PER_KEY),
       ArrowDown: () => camera.turn(0, TURN_PER_KEY),
       "+": () => camera.zoom(1 / ZOOM_PER_KEY),
+      "=": () => camera.zoom(1 / ZOOM_PER_KEY), // the same key without shift
       "-": () => camera.zoom(ZOOM_PER_KEY),
       0: () => camera.reset(),
     };
     canvas.addEventListener("keydown", (event) => {
-      const act = keys[event.key === "=" ? "+" : event.key];
+      const act = keys[event.key];
       if (!act || event.ctrlKey || event.metaKey || event.altKey) return;
       event.preventDefault();
       act();
@@ -177,7 +198,7 @@ class Viewer {
     const percent = grids.percent.subarray(start, start + cells);
     const mode = grids.truth ? byId("modes").querySelector(":checked").value : "prediction";
     const shown = classify(mode, percent, grids.truth, threshold);
-    const visible = shown.cells.map((kind) => (this.hidden.has(kind) && mode === "difference" ? 0 : kind));
+    const visible = shown.cells.map((kind) => (this.hidden.has(kind) ? 0 : kind));
     if (this.mesh) this.painter.unload(this.mesh);
     this.mesh = this.painter.load(findFaces(visible, side), side);
     byId("rate-text").textContent = rates[rate];
@@ -264,7 +285,8 @@ class Results {
     const head = make("tr", {}, ...["object", "category", ...columns].map((name, column) =>
       this.heading(name, column)));
     const body = make("tbody", {}, ...this.sorted().map((row) => this.row(row)));
-    const foot = make("tr", {}, this.cell("mean"), this.cell(""), ...means.map((mean) => this.number(mean)));
+    const numbers = means.map((mean) => this.number(mean));
+    const foot = make("tr", {}, this.cell("mean"), this.cell(""), ...numbers);
     byId("table").replaceChildren(make("thead", {}, head), body, make("tfoot", {}, foot));
     this.mark(this.marked);
   }
@@ -303,7 +325,8 @@ class Results {
         scrollTo({ top: 0, behavior: "smooth" });
       };
     }
-    const row = make("tr", {}, this.cell(title), this.cell(category), ...values.map((v) => this.number(v)));
+    const numbers = values.map((value) => this.number(value));
+    const row = make("tr", {}, this.cell(title), this.cell(category), ...numbers);
     row.dataset.name = name;
     return row;
   }

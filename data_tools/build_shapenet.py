@@ -85,7 +85,10 @@ def main(_: Sequence[str]) -> None:
             "copies": _COPIES.value,
         },
     )
-    work = Path(_WORK_DIR.value or f"{Path(_OUTPUT.value)}-work")
+    output = Path(_OUTPUT.value)
+    work = Path(_WORK_DIR.value or f"{output}-work")
+    if work.resolve() == output.resolve():
+        raise UserError(f"--work_dir and --output are both {output}: give one of its own for each")
     with records_from_layout.opened(renderings, voxels, work) as data:
         selection = shapenet.select(
             data.grids,
@@ -95,7 +98,7 @@ def main(_: Sequence[str]) -> None:
             _OBJECTS.value,
         )
         manifest = records_from_layout.build_records(
-            data, selection, _OUTPUT.value, config, _PROCESSES.value or os.cpu_count() or 1
+            data, selection, output, config, _PROCESSES.value or os.cpu_count() or 1
         )
     print("\n".join(records_from_layout.summary(manifest)), file=sys.stderr)
 

@@ -216,6 +216,7 @@ def test_a_mistake_on_the_command_line_is_one_line_and_exit_code_2(
         (["--output={0}/r", "--views=0"], "views"),
         (["--output={0}/r"], "give --renderings and --voxels, or --layout alone"),
         (["--output={0}/r", "--layout=x", "--voxels=y"], "or --layout alone"),
+        (["--output={0}/r", "--layout=x", "--work_dir={0}/r"], "--work_dir and --output are both"),
         (["--output={0}/r", "--layout={0}/absent"], "no ShapeNetRendering at .*absent"),
         (["--output={0}/r", "--layout={1}", "--split=no.json"], "no split list at no.json"),
     ],

@@ -119,12 +119,18 @@ def build(
     records_config = records_from_layout.RecordsConfig(
         name=config.name,
         views=config.views,
+        image_size=config.image_size,
+        voxel_size=config.voxel_size,
         copies=config.copies,
         records_per_shard=config.records_per_shard,
+        strict=True,  # all of it was made here: something missing is a fault
         sources={source.name: source.sha256},
         settings=dataclasses.asdict(config),
     )
-    manifest = records_from_layout.build_records(root, split_list, output, records_config)
+    selection = splits.select_listed(split_list)
+    with records_from_layout.opened(root, root, work / "records") as data:
+        # Seconds on one core, less than what processes take to load TensorFlow.
+        manifest = records_from_layout.build_records(data, selection, output, records_config)
     with files.replacing(output / "split.json") as temporary:
         temporary.write_bytes(split_list.read_bytes())
     models = [entry.source for entry in entries]

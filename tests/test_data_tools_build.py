@@ -63,7 +63,8 @@ def _bytes(directory):
 
 
 def test_doors_rugs_and_other_licences_are_left_out(built):
-    originals = [m for m in layout.list_models(built / "work/layout") if m.copy_number == 0]
+    grids = layout.tree(built / "work/layout", layout.VOXELS).list_grids()
+    originals = [model for model in grids if model.copy_number == 0]
     assert [m.key for m in originals] == [
         "chair/free_low",
         "chair/free_tall",
@@ -208,6 +209,23 @@ def test_a_mistake_on_the_command_line_is_one_line_and_exit_code_2(
     _assert_one_line(_run("build_demo", *filled), reason)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--layout=x"], "--output"),
+        (["--output={0}/r", "--views=0"], "views"),
+        (["--output={0}/r"], "give --renderings and --voxels, or --layout alone"),
+        (["--output={0}/r", "--layout=x", "--voxels=y"], "or --layout alone"),
+        (["--output={0}/r", "--layout=x", "--work_dir={0}/r"], "--work_dir and --output are both"),
+        (["--output={0}/r", "--layout={0}/absent"], "no ShapeNetRendering at .*absent"),
+        (["--output={0}/r", "--layout={1}", "--split=no.json"], "no split list at no.json"),
+    ],
+)
+def test_a_mistake_with_shapenet_is_one_line_and_exit_code_2(arguments, reason, built, tmp_path):
+    filled = [a.format(tmp_path, built / "work" / "layout") for a in arguments]
+    _assert_one_line(_run("build_shapenet", *filled), reason)
+
+
 @pytest.mark.slow
 def test_the_commands_build_check_and_rebuild(source, tmp_path):
     common = (f"--source={source.path}", f"--source_sha256={source.sha256}", "--split_list=new")
@@ -222,12 +240,15 @@ def test_the_commands_build_check_and_rebuild(source, tmp_path):
 
     # The layout alone, taken the way ShapeNet goes, gives the same shards.
     result = _run(
-        "build_records",
+        "build_shapenet",
         f"--layout={tmp_path / 'r-work' / 'layout'}",
-        f"--split_list={tmp_path / 'r' / 'split.json'}",
+        f"--split={tmp_path / 'r' / 'split.json'}",
         f"--output={tmp_path / 'again'}",
+        "--image_size=16",
+        "--voxel_size=8",
         "--views=1",
         "--copies=1",
+        "--processes=1",
     )
     assert result.returncode == 0, result.stderr
     first, again = (records.read_manifest(tmp_path / name).splits for name in ("r", "again"))
@@ -268,7 +289,7 @@ def test_records_that_do_not_match_their_manifest_are_one_line_and_exit_code_2(
 
 
 def test_help_answers_without_loading_tensorflow():
-    for module in ("build_demo", "build_records", "check_records"):
+    for module in ("build_demo", "build_shapenet", "check_records"):
         code = f"import sys, data_tools.{module}; print('tensorflow' in sys.modules)"
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         result = subprocess.run(

@@ -98,12 +98,15 @@ class Manifest:
     schema: int = SCHEMA_VERSION
     jpeg2000: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Of JPEG 2000 views: "rate", "mode", "background" and how they were coded; else empty."""
+    left_out: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Objects of the split that are not in the records, by `<category>/<object>`, and why."""
 
     def to_json(self) -> dict[str, Any]:
         fields = dataclasses.asdict(self)
         fields["splits"] = {k: [s._asdict() for s in v] for k, v in self.splits.items()}
-        if not self.jpeg2000:
-            del fields["jpeg2000"]
+        for name in ("jpeg2000", "left_out"):
+            if not fields[name]:
+                del fields[name]
         return fields
 
 
@@ -247,6 +250,9 @@ def read_manifest(directory: str | os.PathLike) -> Manifest:
         coded = fields.get("jpeg2000", {})
         if type(coded) is not dict or (coded and type(coded["rate"]) not in (int, float)):
             raise TypeError(f"jpeg2000 must be empty or say the rate. Received: {coded!r}")
+        left_out = fields.get("left_out", {})
+        if type(left_out) is not dict or not all(type(v) is str for v in left_out.values()):
+            raise TypeError(f"left_out must map objects to reasons. Received: {left_out!r}")
         for shards in fields["splits"].values():
             for shard in shards:
                 _require_types(shard, _SHARD_TEXTS, _SHARD_COUNTS)

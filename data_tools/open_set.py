@@ -79,6 +79,7 @@ def build(
     output: Path,
     split_list: Path | None = None,
     processes: int = 1,
+    run: pool.Runner = pool.run,
 ) -> records.Manifest:
     """Build the records of the open mesh set and return their manifest.
 
@@ -89,6 +90,7 @@ def build(
         output: directory of the records, with CREDITS.md and the split list beside them.
         split_list: committed list to use; None makes a new one.
         processes: how many objects are built at once.
+        run: what builds them, on this machine or elsewhere.
 
     Raises `UserError` for a source, directory or split list that does not fit.
     """
@@ -97,7 +99,8 @@ def build(
     entries = select(sweethome3d.unpack(source.path, work / "libraries"), config)
     root = work / "layout"
     _claim(root, config, source)
-    skipped = _build_models(root, [(entry, 0) for entry in entries], config, processes, "objects")
+    objects = [(entry, 0) for entry in entries]
+    skipped = _build_models(root, objects, config, processes, run, "objects")
     unusable = {skip.model for skip in skipped}
     entries = [entry for entry in entries if entry.model not in unusable]
 
@@ -111,7 +114,7 @@ def build(
         if entry.model.key in train
         for number in range(1, config.copies + 1)
     ]
-    _build_models(root, copies, config, processes, "copies")
+    _build_models(root, copies, config, processes, run, "copies")
 
     # TensorFlow only from here on: the processes above never import it.
     from data_tools import records_from_layout
@@ -233,6 +236,7 @@ def _build_models(
     jobs: Sequence[tuple[Entry, int]],
     config: OpenSetConfig,
     processes: int,
+    run: pool.Runner,
     what: str,
 ) -> list[Skipped]:
     missing = [
@@ -241,7 +245,7 @@ def _build_models(
         if not layout.is_complete(root, entry.model.copy(copy) if copy else entry.model)
     ]
     work = functools.partial(build_model, root, config)
-    results = pool.run(work, missing, min(processes, len(missing)))
+    results = run(work, missing, min(processes, len(missing)))
     results = pool.report_progress(results, len(missing), what)
     skipped = [result for result in results if result is not None]
     for skip in skipped:

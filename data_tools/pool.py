@@ -13,12 +13,21 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from tfjoint.errors import UserError
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
+
+
+class Runner(Protocol):
+    """What `run` is, and what may stand in its place."""
+
+    def __call__(
+        self, work: Callable[[Job], Result], jobs: Iterable[Job], processes: int
+    ) -> Generator[Result, None, None]: ...
+
 
 _WAITING_PER_PROCESS = 4  # enough that no process waits, few enough to hold in memory
 

@@ -234,7 +234,7 @@ def test_the_commands_build_check_and_rebuild(source, tmp_path):
     assert result.returncode == 0, result.stderr
     assert re.search(r"train: \d+ objects", result.stderr)
 
-    result = _run("check_records", f"--records={tmp_path / 'r'}")
+    result = _run("verify", f"--records={tmp_path / 'r'}")
     assert result.returncode == 0, result.stderr
     assert "16 pixels, grid 8" in result.stdout and "intact" in result.stdout
 
@@ -256,7 +256,7 @@ def test_the_commands_build_check_and_rebuild(source, tmp_path):
 
     (shard,) = (tmp_path / "again").glob("test-*.tfrecord")
     shard.write_bytes(shard.read_bytes()[:-20])
-    _assert_one_line(_run("check_records", f"--records={tmp_path / 'again'}"), "is damaged")
+    _assert_one_line(_run("verify", f"--records={tmp_path / 'again'}"), "ends inside its data")
 
 
 @pytest.mark.parametrize(
@@ -289,7 +289,7 @@ def test_records_that_do_not_match_their_manifest_are_one_line_and_exit_code_2(
 
 
 def test_help_answers_without_loading_tensorflow():
-    for module in ("build_demo", "build_shapenet", "check_records"):
+    for module in ("build_demo", "build_shapenet", "verify"):
         code = f"import sys, data_tools.{module}; print('tensorflow' in sys.modules)"
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         result = subprocess.run(

@@ -170,6 +170,7 @@ def test_shards_of_an_earlier_run_do_not_stay(root, split_list, tmp_path):
     names = sorted(path.name for path in (tmp_path / "r").iterdir())
     assert names == [
         "manifest.json",
+        "manifest.json.sha256",
         "test-00000-of-00001.tfrecord",
         "train-00000-of-00001.tfrecord",
     ]

@@ -223,7 +223,7 @@ def test_every_imported_package_is_a_declared_dependency(imports):
         name = re.split(r"[^\w.-]", requirement, maxsplit=1)[0].lower()
         extra = re.search(r"extra == ['\"](\w+)['\"]", requirement)
         declared.setdefault(extra[1] if extra else "", set()).add(name)
-    for package, extras in (("tfjoint", ("tfc", "tf214")), ("data_tools", ("data",))):
+    for package, extras in (("tfjoint", ("tfc", "tf214")), ("data_tools", ("data", "beam"))):
         allowed = declared[""].union(*(declared[extra] for extra in extras))
         for module, targets in imports.items():
             if _is_in(module, package):

@@ -56,7 +56,7 @@ def test_every_command_is_run_by_a_test_of_this_file_or_named_here():
         "tfjoint.train",
         "tfjoint.evaluate",
         "tfjoint.compare",
-        "check_records",
+        "data_tools.verify",
     )
     for line in commands():
         assert any(part in line for part in (*here, *elsewhere)), line
@@ -97,7 +97,7 @@ def test_train_evaluate_tensorboard_and_the_snippet_work_as_written(tmp_path):
     inspect = f"{PYTHON} -m tensorboard.main --inspect --logdir={logdir}"
     assert "scalars" in run(inspect, tmp_path)
 
-    assert "35" in run(command("check_records"), ROOT)
+    assert "test: 35 objects" in run(command("data_tools.verify"), ROOT)
 
     (snippet,) = blocks("python")
     result = subprocess.run(

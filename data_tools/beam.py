@@ -24,6 +24,8 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from absl import flags
+
 from data_tools import pool
 from data_tools.pool import Job, Result
 from tfjoint import files
@@ -39,6 +41,19 @@ _WORK, _STOPPED, _JOBS, _RESULTS, _ERRORS = "work.pickle", "stopped", "jobs", "r
 
 class PipelineError(UserError):
     """A pipeline that cannot be started or did not come to its end."""
+
+
+def define_flags(what: str) -> tuple[flags.FlagHolder[str], flags.FlagHolder[str]]:
+    """Define --runner and --beam_options of a builder of `what`; return both."""
+    return (
+        flags.DEFINE_enum("runner", "processes", RUNNERS, f"What makes {what}."),
+        flags.DEFINE_string(
+            "beam_options",
+            "",
+            "Options of the pipeline, for instance '--runner=FlinkRunner --flink_master=host:8081'; "
+            "default: in this process.",
+        ),
+    )
 
 
 def runner(name: str, options: str, storage: Path) -> pool.Runner:

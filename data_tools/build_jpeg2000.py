@@ -37,13 +37,7 @@ _BACKGROUND = flags.DEFINE_enum(
     "background", "black", ["black", "white"], "Colour behind the object when it is coded."
 )
 _PROCESSES = flags.DEFINE_integer("processes", None, "Default: all cores.", lower_bound=1)
-_RUNNER = flags.DEFINE_enum("runner", "processes", beam.RUNNERS, "What codes the views.")
-_BEAM_OPTIONS = flags.DEFINE_string(
-    "beam_options",
-    "",
-    "Options of the pipeline, for instance '--runner=FlinkRunner --flink_master=host:8081'; "
-    "default: in this process.",
-)
+_RUNNER, _BEAM_OPTIONS = beam.define_flags("the codes")
 
 
 def main(_: Sequence[str]) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from absl import flags
 
+from data_tools import beam
 from tfjoint import entry
 from tfjoint.errors import UserError
 
@@ -63,6 +64,7 @@ _STRICT = flags.DEFINE_bool(
     "strict", False, "Stop at an object that is absent or bad, instead of leaving it out."
 )
 _PROCESSES = flags.DEFINE_integer("processes", None, "Default: all cores.", lower_bound=1)
+_RUNNER, _BEAM_OPTIONS = beam.define_flags("the records")
 
 
 def main(_: Sequence[str]) -> None:
@@ -85,8 +87,10 @@ def main(_: Sequence[str]) -> None:
             "copies": _COPIES.value,
         },
     )
-    output = Path(_OUTPUT.value)
-    work = Path(_WORK_DIR.value or f"{output}-work")
+    # Absolute, for workers on other machines.
+    output = Path(_OUTPUT.value).absolute()
+    work = Path(_WORK_DIR.value or f"{output}-work").absolute()
+    run = beam.runner(_RUNNER.value, _BEAM_OPTIONS.value, work)
     if work.resolve() == output.resolve():
         raise UserError(f"--work_dir and --output are both {output}: give one of its own for each")
     with records_from_layout.opened(renderings, voxels, work) as data:
@@ -98,7 +102,7 @@ def main(_: Sequence[str]) -> None:
             _OBJECTS.value,
         )
         manifest = records_from_layout.build_records(
-            data, selection, output, config, _PROCESSES.value or os.cpu_count() or 1
+            data, selection, output, config, _PROCESSES.value or os.cpu_count() or 1, run
         )
     print("\n".join(records_from_layout.summary(manifest)), file=sys.stderr)
 
@@ -106,10 +110,10 @@ def main(_: Sequence[str]) -> None:
 def _halves() -> tuple[Path, Path]:
     layout, renderings, voxels = _LAYOUT.value, _RENDERINGS.value, _VOXELS.value
     if layout and not renderings and not voxels:
-        return Path(layout), Path(layout)
+        return Path(layout).absolute(), Path(layout).absolute()
     if layout or not renderings or not voxels:
         raise UserError("give --renderings and --voxels, or --layout alone")
-    return Path(renderings), Path(voxels)
+    return Path(renderings).absolute(), Path(voxels).absolute()
 
 
 if __name__ == "__main__":

@@ -136,6 +136,7 @@ def build_records(
     output: str | os.PathLike,
     config: RecordsConfig,
     processes: int = 1,
+    run: pool.Runner = pool.run,
 ) -> records.Manifest:
     """Write the selected objects, and copies of training objects, as records.
 
@@ -153,7 +154,7 @@ def build_records(
     with files.only_writer(output):
         jobs = _jobs(data, selection, output, config)
         all_jobs = [job for side_jobs in jobs.values() for job in side_jobs]
-        results = _convert_all(data, all_jobs, output, processes) if all_jobs else {}
+        results = _convert_all(data, all_jobs, output, processes, run) if all_jobs else {}
         shards = {side: [results[job.path.name].shard for job in jobs[side]] for side in jobs}
         entries = {side: tuple(s for s in found if s is not None) for side, found in shards.items()}
         left_out = dict(selection.known_bad)
@@ -258,7 +259,7 @@ def _of_shard(half: Tree | Archive | Spooled, work: Path, name: str) -> Tree | S
 
 
 def _convert_all(
-    data: Data, jobs: Sequence[ShardJob], output: Path, processes: int
+    data: Data, jobs: Sequence[ShardJob], output: Path, processes: int, run: pool.Runner
 ) -> dict[str, ShardResult]:
     results = {job.path.name: kept for job in jobs if (kept := _finished(job)) is not None}
     todo = [job for job in jobs if job.path.name not in results]
@@ -272,7 +273,7 @@ def _convert_all(
         for path in filter(files.is_temporary, output.iterdir()):
             path.unlink()
         ready = _ready(data, todo, jobs)
-        converted = pool.run(convert_shard, ready, min(processes, len(todo)))
+        converted = run(convert_shard, ready, min(processes, len(todo)))
         for result in pool.report_progress(converted, len(todo), "shards"):
             results[result.file] = result
     return results

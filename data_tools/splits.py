@@ -10,19 +10,20 @@ import dataclasses
 import itertools
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data_tools import seeding
-from tfjoint import files
+from tfjoint import baselines, files
 from tfjoint.errors import UserError
 
 TRAIN, VAL, TEST = "train", "val", "test"
 
 _PART = " (part)"
+_GRIDS_AT_ONCE = 1024
 
 
 class SplitError(UserError):
@@ -66,17 +67,26 @@ def near_duplicates(grids: Sequence[np.ndarray], threshold: float = 0.85) -> lis
     Two grids are near-duplicates when the IoU of one with the other, or with its mirror image in
     z, exceeds the threshold; groups are the connected components.
     """
-    flat = np.stack([grid.ravel() for grid in grids]).astype(np.float32)
-    mirrored = np.stack([grid[:, :, ::-1].ravel() for grid in grids]).astype(np.float32)
-    counts = flat.sum(1)
-    total = counts[:, None] + counts[None, :]
-    common = np.maximum(flat @ flat.T, flat @ mirrored.T)
-    close = common > threshold * (total - common)
+    packed = baselines.pack(grids)
+    mirrored = baselines.pack(grid[:, :, ::-1] for grid in grids)
     group = np.arange(len(grids))
-    for first, second in np.argwhere(np.triu(close, 1)):
-        low, high = sorted((group[first], group[second]))
-        group[group == high] = low
+    for rows, columns in _block_pairs(len(grids)):
+        left, right = baselines.unpack(packed[rows]), baselines.unpack(packed[columns])
+        total = left.sum(1)[:, None] + right.sum(1)[None, :]
+        common = np.maximum(left @ right.T, left @ baselines.unpack(mirrored[columns]).T)
+        close = common > threshold * (total - common)
+        for first, second in np.argwhere(close):
+            low, high = sorted((group[rows.start + first], group[columns.start + second]))
+            if low < high:
+                group[group == high] = low
     return group.tolist()
+
+
+def _block_pairs(count: int) -> Iterator[tuple[slice, slice]]:
+    # Memory for two blocks, however many grids there are.
+    for row in range(0, count, _GRIDS_AT_ONCE):
+        for column in range(row, count, _GRIDS_AT_ONCE):
+            yield slice(row, row + _GRIDS_AT_ONCE), slice(column, column + _GRIDS_AT_ONCE)
 
 
 def make_split(

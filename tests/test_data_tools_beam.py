@@ -235,7 +235,7 @@ def test_two_runs_in_one_directory_are_refused(tmp_path):
 
 # --- The open mesh set ----------------------------------------------------------------------------
 
-FLAGS = {"image_size": 40, "views": 4, "copies": 2, "voxel_size": 8, "records_per_shard": 3}
+FLAGS = {"views": 4, "copies": 2, "voxel_size": 8, "records_per_shard": 3}
 
 
 @pytest.fixture(scope="module")
@@ -254,7 +254,7 @@ def built(source, tmp_path_factory):
 def build(source, directory: Path, **arguments) -> Path:
     work = directory / "records-work"
     open_set.build(
-        open_set.OpenSetConfig(**FLAGS), source, work, directory / "records", **arguments
+        open_set.OpenSetConfig(**FLAGS, image_size=40, smaller_sizes=()), source, work, directory / "records", **arguments
     )
     return directory
 
@@ -270,9 +270,10 @@ def contents(directory: Path) -> dict[str, bytes]:
 
 def command(source, directory: Path, options: str) -> list[str]:
     return [
-        *(sys.executable, "-m", "data_tools.build_demo", f"--output={directory / 'records'}"),
+        *(sys.executable, "-m", "data_tools.build_open", f"--output={directory / 'records'}"),
         *(f"--source={source.path}", f"--source_sha256={source.sha256}", "--split_list=new"),
         *(f"--{name}={value}" for name, value in FLAGS.items()),
+        "--image_sizes=40",
         *("--runner=beam", f"--beam_options={options}"),
     ]
 

@@ -21,7 +21,7 @@ ORDER = (
     *("errors", "files", "provenance", "config", "records", "dataset"),
     "layers",
     "models",
-    *("losses", "metrics"),
+    *("losses", "metrics", "baselines"),
     *("bitstream", "voxels"),
     *("checkpoint", "summaries", "workers", "trainer", "export"),
     *("codec", "report"),
@@ -29,7 +29,9 @@ ORDER = (
 )
 WITHOUT_TENSORFLOW = ("bitstream", "report")
 FOR_LAYERS = {"keras", "numpy", "tensorflow"}
-FOR_DATA_TOOLS = {"errors", "files", "provenance", "config", "records", "entry"}
+FOR_DATA_TOOLS = {
+    *("errors", "files", "provenance", "config", "records", "baselines", "voxels", "entry"),
+}
 ENTRY_POINTS = {"tfjoint.entry", "tfjoint.evaluate", "tfjoint.compare", "tfjoint.train"}
 
 # An import name whose distribution is called something else.

@@ -46,7 +46,7 @@ def run(line: str, cwd: Path) -> str:
 def test_every_command_is_run_by_a_test_of_this_file_or_named_here():
     elsewhere = {
         "TF_CONFIG=": "test_distribution",
-        "data_tools.build_demo": "test_data_tools_build",
+        "data_tools.build_open": "test_data_tools_build",
         "data_tools.build_jpeg2000": "test_data_tools_jpeg2000",
     }
     here = (

@@ -24,14 +24,15 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import flags
-
 from data_tools import pool
 from data_tools.pool import Job, Result
 from tfjoint import files
 from tfjoint.errors import UserError
 
-RUNNERS = ("processes", "beam")
+RUNNER_HELP = (
+    "What does the work: processes, or beam, an Apache Beam pipeline in this process; its options "
+    "may follow, as in 'beam --runner=FlinkRunner --flink_master=host:8081'."
+)
 
 _FILES = ".beam.tmp"
 _SHORTEST_WAIT, _LONGEST_WAIT = 0.01, 1.0  # seconds between two looks for a result
@@ -43,39 +44,26 @@ class PipelineError(UserError):
     """A pipeline that cannot be started or did not come to its end."""
 
 
-def define_flags(what: str) -> tuple[flags.FlagHolder[str], flags.FlagHolder[str]]:
-    """Define --runner and --beam_options of a builder of `what`; return both."""
-    return (
-        flags.DEFINE_enum("runner", "processes", RUNNERS, f"What makes {what}."),
-        flags.DEFINE_string(
-            "beam_options",
-            "",
-            "Options of the pipeline, for instance '--runner=FlinkRunner --flink_master=host:8081'; "
-            "default: in this process.",
-        ),
-    )
+def runner(text: str, storage: Path) -> pool.Runner:
+    """Return what does the work: `pool.run` for "processes", `run` for "beam" and its options.
 
-
-def runner(name: str, options: str, storage: Path) -> pool.Runner:
-    """Return the runner of a name in `RUNNERS`: `pool.run`, or `run` with Beam's options.
-
-    Raises `UserError` for options without a pipeline, wrong ones, and a pipeline without Beam.
+    Raises `UserError` for anything else, wrong options, and where there is no Beam.
     """
-    if name == "processes":
-        if options:
-            raise UserError(f"--beam_options={options!r} is for --runner=beam alone: add that")
-        return pool.run
-    _require_beam()
     try:
-        words = shlex.split(options)
+        name, *options = shlex.split(text) or [""]
     except ValueError as error:
-        raise UserError(f"--beam_options={options!r}: {error}") from error
-    _new_pipeline(words)  # a wrong option is told before the long work
+        raise UserError(f"--runner={text!r}: {error}") from error
+    if name == "processes" and not options:
+        return pool.run
+    if name != "beam":
+        raise UserError(f"--runner must be processes, or beam with its options. Received: {text!r}")
+    _require_beam()
+    _new_pipeline(options)  # a wrong option is told before the long work
 
     def run_pipeline(
         work: Callable[[Job], Result], jobs: Iterable[Job], processes: int
     ) -> Generator[Result, None, None]:
-        return run(work, jobs, processes, words, storage)
+        return run(work, jobs, processes, options, storage)
 
     return run_pipeline
 
@@ -232,7 +220,7 @@ def _new_pipeline(options: Sequence[str]) -> Any:
     except (Exception, SystemExit) as error:
         # argparse prints the usage, then what is wrong, and exits.
         reason = _last_line(usage.getvalue() if isinstance(error, SystemExit) else str(error))
-        raise PipelineError(f"--beam_options={shlex.join(options)!r}: {reason}") from error
+        raise PipelineError(f"beam's options {shlex.join(options)!r}: {reason}") from error
 
 
 def _failed(reason: str) -> PipelineError:

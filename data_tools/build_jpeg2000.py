@@ -37,7 +37,7 @@ _BACKGROUND = flags.DEFINE_enum(
     "background", "black", ["black", "white"], "Colour behind the object when it is coded."
 )
 _PROCESSES = flags.DEFINE_integer("processes", None, "Default: all cores.", lower_bound=1)
-_RUNNER, _BEAM_OPTIONS = beam.define_flags("the codes")
+_RUNNER = flags.DEFINE_string("runner", "processes", beam.RUNNER_HELP)
 
 
 def main(_: Sequence[str]) -> None:
@@ -56,7 +56,7 @@ def main(_: Sequence[str]) -> None:
         output,
         config,
         processes=_PROCESSES.value or os.cpu_count() or 1,
-        run=beam.runner(_RUNNER.value, _BEAM_OPTIONS.value, output),
+        run=beam.runner(_RUNNER.value, output),
     )
     print("\n".join(jpeg2000_records.table(rows)))
     print(f"{len(rows)} rates in {time.monotonic() - start:.1f} s: {_OUTPUT.value}")

@@ -43,7 +43,7 @@ _IMAGE_SIZES = flags.DEFINE_list(
     "image_sizes", ["137", "68"], "Sides of the views in pixels, falling; one record set for each."
 )
 _PROCESSES = flags.DEFINE_integer("processes", None, "Default: all cores.", lower_bound=1)
-_RUNNER, _BEAM_OPTIONS = beam.define_flags("views and grids")
+_RUNNER = flags.DEFINE_string("runner", "processes", beam.RUNNER_HELP)
 _SETTINGS = (
     flags.DEFINE_string("name", "meshes", "Name of the data set in the manifest."),
     flags.DEFINE_integer("views", 24, "Views per object.", lower_bound=1, upper_bound=99),
@@ -78,7 +78,7 @@ def main(_: Sequence[str]) -> None:
         output,
         split_list=None if _SPLIT_LIST.value == "new" else Path(_SPLIT_LIST.value),
         processes=_PROCESSES.value or os.cpu_count() or 1,
-        run=beam.runner(_RUNNER.value, _BEAM_OPTIONS.value, work),
+        run=beam.runner(_RUNNER.value, work),
     )
     print("\n".join(mesh_set.summary(built)), file=sys.stderr)
     print(f"built in {time.monotonic() - start:.0f} s", file=sys.stderr)

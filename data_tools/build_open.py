@@ -48,7 +48,7 @@ _SPLIT_LIST = flags.DEFINE_string(
     "split_list", "committed", "Split list: committed (the preset's own), a path, or new."
 )
 _PROCESSES = flags.DEFINE_integer("processes", None, "Default: all cores.", lower_bound=1)
-_RUNNER, _BEAM_OPTIONS = beam.define_flags("views and grids")
+_RUNNER = flags.DEFINE_string("runner", "processes", beam.RUNNER_HELP)
 
 # Where not given, the preset decides.
 _IMAGE_SIZES = flags.DEFINE_list(
@@ -81,7 +81,7 @@ def main(_: Sequence[str]) -> None:
     config = dataclasses.replace(open_set.PRESETS[_PRESET.value], **given)
     output = Path(_OUTPUT.value)
     work = Path(_WORK_DIR.value or f"{output}-work").absolute()
-    run = beam.runner(_RUNNER.value, _BEAM_OPTIONS.value, work)
+    run = beam.runner(_RUNNER.value, work)
     source = sweethome3d.fetch(_SOURCE.value, _SOURCE_SHA256.value, work / "download")
     built = open_set.build(
         config,

@@ -64,7 +64,7 @@ _STRICT = flags.DEFINE_bool(
     "strict", False, "Stop at an object that is absent or bad, instead of leaving it out."
 )
 _PROCESSES = flags.DEFINE_integer("processes", None, "Default: all cores.", lower_bound=1)
-_RUNNER, _BEAM_OPTIONS = beam.define_flags("the records")
+_RUNNER = flags.DEFINE_string("runner", "processes", beam.RUNNER_HELP)
 
 
 def main(_: Sequence[str]) -> None:
@@ -90,7 +90,7 @@ def main(_: Sequence[str]) -> None:
     # Absolute, for workers on other machines.
     output = Path(_OUTPUT.value).absolute()
     work = Path(_WORK_DIR.value or f"{output}-work").absolute()
-    run = beam.runner(_RUNNER.value, _BEAM_OPTIONS.value, work)
+    run = beam.runner(_RUNNER.value, work)
     if work.resolve() == output.resolve():
         raise UserError(f"--work_dir and --output are both {output}: give one of its own for each")
     with records_from_layout.opened(renderings, voxels, work) as data:

@@ -120,18 +120,19 @@ def test_a_pipeline_that_outlives_its_run_does_no_job_of_the_next(tmp_path):
 
 
 def test_processes_are_the_runner_that_they_were(tmp_path):
-    assert beam.runner("processes", "", tmp_path) is pool.run
+    assert beam.runner("processes", tmp_path) is pool.run
 
 
-def test_options_without_a_pipeline_are_one_clear_error(tmp_path):
-    with pytest.raises(UserError, match=r"--beam_options='--x=1' is for --runner=beam alone"):
-        beam.runner("processes", "--x=1", tmp_path)
+@pytest.mark.parametrize("text", ["", "threads", "processes --x=1"])
+def test_another_runner_is_one_clear_error(text, tmp_path):
+    with pytest.raises(UserError, match=f"must be processes, or beam .* Received: '{text}'"):
+        beam.runner(text, tmp_path)
 
 
 def test_a_pipeline_without_beam_is_one_clear_error(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "apache_beam", None)
     with pytest.raises(UserError, match=r"needs Apache Beam .*: install tfjoint with its extra"):
-        beam.runner("beam", "", tmp_path)
+        beam.runner("beam", tmp_path)
 
 
 @needs_beam
@@ -145,7 +146,7 @@ def test_a_pipeline_without_beam_is_one_clear_error(tmp_path, monkeypatch):
 )
 def test_a_wrong_option_is_told_before_the_work(options, reason, tmp_path, capsys):
     with pytest.raises(UserError, match=reason) as caught:
-        beam.runner("beam", options, tmp_path)
+        beam.runner(f"beam {options}", tmp_path)
     assert "\n" not in str(caught.value) and capsys.readouterr().err == ""
 
 
@@ -254,7 +255,11 @@ def built(source, tmp_path_factory):
 def build(source, directory: Path, **arguments) -> Path:
     work = directory / "records-work"
     open_set.build(
-        open_set.OpenSetConfig(**FLAGS, image_size=40, smaller_sizes=()), source, work, directory / "records", **arguments
+        open_set.OpenSetConfig(**FLAGS, image_size=40, smaller_sizes=()),
+        source,
+        work,
+        directory / "records",
+        **arguments,
     )
     return directory
 
@@ -274,7 +279,7 @@ def command(source, directory: Path, options: str) -> list[str]:
         *(f"--source={source.path}", f"--source_sha256={source.sha256}", "--split_list=new"),
         *(f"--{name}={value}" for name, value in FLAGS.items()),
         "--image_sizes=40",
-        *("--runner=beam", f"--beam_options={options}"),
+        f"--runner=beam {options}",
     ]
 
 
@@ -283,7 +288,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3
 
 @needs_beam
 def test_a_pipeline_in_this_process_makes_the_same_bytes(built, source, tmp_path):
-    runner = beam.runner("beam", "", tmp_path / "records-work")
+    runner = beam.runner("beam", tmp_path / "records-work")
     build(source, tmp_path, run=runner)
     assert contents(tmp_path) == contents(built)
 
@@ -294,7 +299,7 @@ def test_a_pipeline_codes_views_to_the_same_bytes(built, tmp_path):
     jpeg2000_records.build(built / "records", tmp_path / "processes", config)
     # What a run that was killed has left is no obstacle.
     (tmp_path / "beam" / ".beam.tmp" / ".killed.tmp" / "results").mkdir(parents=True)
-    run = beam.runner("beam", "", tmp_path / "beam")
+    run = beam.runner("beam", tmp_path / "beam")
     jpeg2000_records.build(built / "records", tmp_path / "beam", config, run=run)
     assert contents(tmp_path / "beam") == contents(tmp_path / "processes")
 

@@ -34,14 +34,16 @@ RUN := runs/direct
 SYSTEMS ?= direct compression separate sequential implicit reconstruction jpeg2000 \
   direct_low sequential_low implicit_low
 JPEG2000 := data/demo-jpeg2000
+OPEN := data/open
 
 # --- Targets -------------------------------------------------------------------------------------
 
-.PHONY: help demo results test lint setup test-tf221 test-tf214 test-beam clean distclean
+.PHONY: help demo results data test lint setup test-tf221 test-tf214 test-beam clean distclean
 
 help:
 	@echo 'make demo         train the direct model on the embedded demo set, export and evaluate it'
 	@echo 'make results      train and evaluate every system on the demo set: results/demo/*.json'
+	@echo 'make data         build the open mesh set: data/open (137 pixels) and data/open-68'
 	@echo 'make test         lint, then the whole test suite (TensorFlow 2.17)'
 	@echo 'make test-tf221   the fast part of the suite on TensorFlow 2.21'
 	@echo 'make test-tf214   the fast part of the suite on TensorFlow 2.14 (Python 3.9-3.11)'
@@ -72,6 +74,9 @@ results: $(VENV)/$(STAMP)
 	    --output=results/demo/$$system.json; \
 	done
 	$(BIN)/python -m tfjoint.compare --results=results/demo
+
+data: $(VENV)/$(STAMP)
+	$(BIN)/python -m data_tools.build_open --output=$(OPEN)
 
 test: lint
 	$(strip $(BIN)/python $(PYTEST) $(PYTEST_FLAGS))

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from data_tools import data_card, splits
 from tfjoint import compare, report
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -174,3 +175,17 @@ def test_the_demo_beats_the_baselines_that_it_prints():
     for iterations in (1, 8):
         assert by_iterations[iterations]["iou"]["mean"] > shape
         assert by_iterations[iterations]["psnr_db"] > colour
+
+
+def test_the_open_set_holds_what_its_data_card_says():
+    card = json.loads((ROOT / "docs" / "open-card.json").read_text(encoding="utf-8"))
+    train, test = card["splits"]["train"], card["splits"]["test"]
+    originals = train["objects"] - train["copies"]
+    assert train["copies"] == 4 * originals
+    flat = " ".join(README.split())
+    assert (
+        f"{originals} training objects, each with four copies, and {test['objects']} test" in flat
+    )
+    assert "\n".join(data_card.as_text(card)) + "\n" == (ROOT / "docs" / "open-card.md").read_text()
+    listed = splits.split_sha256(ROOT / "data_tools" / "open.json")
+    assert card["split_list"] == {"name": "open", "sha256": listed}

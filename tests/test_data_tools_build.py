@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "tfjoint" / "demo"
 CONFIG = OpenSetConfig(
     name="mini",
+    licences=("CC0",),
     image_size=20,
     smaller_sizes=(10,),
     views=2,

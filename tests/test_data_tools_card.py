@@ -196,6 +196,6 @@ def test_an_empty_grid_leaves_its_half_white():
 def test_any_number_of_processes_draws_the_same_sheet(directory):
     path = contact_sheet.write(directory)
     alone = path.read_bytes()
-    image = Image.open(path)
-    assert image.size == (10 * 150, 3 * (20 + 83))
+    with Image.open(path) as image:
+        assert image.size == (10 * 150, 3 * (20 + 83))
     assert contact_sheet.write(directory, processes=2).read_bytes() == alone

@@ -266,21 +266,6 @@ def test_the_best_training_grid_is_found_for_every_test_grid(data, results):
     assert found["std"] == pytest.approx(np.std(ious))
 
 
-def test_the_best_training_grid_of_an_empty_grid_is_an_empty_one():
-    full, empty = np.ones((1, 2, 2, 2), bool), np.zeros((1, 2, 2, 2), bool)
-    training = np.concatenate([full, empty])
-    np.testing.assert_array_equal(evaluate._best_ious(empty, training), [1])
-    np.testing.assert_array_equal(evaluate._best_ious(empty, full), [0])
-
-
-def test_the_best_training_grid_is_found_in_every_block():
-    rng = np.random.default_rng(0)
-    training = rng.random((600, 2, 2, 2)) < 0.5
-    training[:, 0, 0, 0] = True
-    truth = training[[0, 511, 512, 599]]
-    np.testing.assert_allclose(evaluate._best_ious(truth, training), 1)
-
-
 def test_the_mean_colour_is_that_of_the_training_views(data, results):
     """The command draws the training views with seed 0, as many per object as it evaluates."""
     from tfjoint.dataset import evaluation_views

@@ -21,7 +21,7 @@ ORDER = (
     *("errors", "files", "provenance", "config", "records", "dataset"),
     "layers",
     "models",
-    *("losses", "metrics"),
+    *("losses", "metrics", "baselines"),
     *("bitstream", "png", "voxels", "binvox", "gallery", "shapes"),
     *("checkpoint", "summaries", "workers", "trainer", "export"),
     *("codec", "report", "page"),
@@ -30,7 +30,8 @@ ORDER = (
 WITHOUT_TENSORFLOW = ("bitstream", "shapes", "report", "page", "view")
 FOR_LAYERS = {"keras", "numpy", "tensorflow"}
 FOR_DATA_TOOLS = {
-    *("errors", "files", "provenance", "config", "records", "png", "binvox", "entry"),
+    *("errors", "files", "provenance", "config", "records", "baselines"),
+    *("png", "voxels", "binvox", "entry"),
 }
 ENTRY_POINTS = {
     *("tfjoint.entry", "tfjoint.evaluate", "tfjoint.compare", "tfjoint.view", "tfjoint.train"),
@@ -227,7 +228,7 @@ def test_every_imported_package_is_a_declared_dependency(imports):
         name = re.split(r"[^\w.-]", requirement, maxsplit=1)[0].lower()
         extra = re.search(r"extra == ['\"](\w+)['\"]", requirement)
         declared.setdefault(extra[1] if extra else "", set()).add(name)
-    for package, extras in (("tfjoint", ("tfc", "tf214")), ("data_tools", ("data",))):
+    for package, extras in (("tfjoint", ("tfc", "tf214")), ("data_tools", ("data", "beam"))):
         allowed = declared[""].union(*(declared[extra] for extra in extras))
         for module, targets in imports.items():
             if _is_in(module, package):

@@ -63,7 +63,15 @@ def read_binvox(path: str | os.PathLike) -> Grid:
     path = Path(path)
     if not path.is_file():
         raise BinvoxError(f"no binvox file at {path}: check the directory of the layout")
-    header, marker, data = path.read_bytes().partition(b"\ndata\n")
+    return parse_binvox(path.read_bytes(), path)
+
+
+def parse_binvox(content: bytes, path: str | os.PathLike, side: int | None = None) -> Grid:
+    """Return the grid of a file's content, the file being called `path`.
+
+    Raises `BinvoxError` naming what is wrong with it; so is another side than the one given.
+    """
+    header, marker, data = content.partition(b"\ndata\n")
     if not marker or not header.startswith(_MAGIC.encode()):
         raise BinvoxError(f"{path} is not binvox: it must start with {_MAGIC!r} and hold 'data'")
     try:
@@ -75,10 +83,12 @@ def read_binvox(path: str | os.PathLike) -> Grid:
             raise ValueError(f"dim {fields['dim']}, translate {fields['translate']}")
     except (KeyError, ValueError) as error:
         raise BinvoxError(f"{path} has a damaged binvox header ({error}): restore it") from error
+    if side is not None and size[0] != side:
+        raise BinvoxError(f"{path} has a grid of {size[0]} cells a side, not of {side}")
     return Grid(_decode(path, data, size[0]), translate, scale)
 
 
-def _decode(path: Path, data: bytes, size: int) -> np.ndarray:
+def _decode(path: str | os.PathLike, data: bytes, size: int) -> np.ndarray:
     pairs = np.frombuffer(data, np.uint8)
     values, counts = pairs[0::2], pairs[1::2]
     total = int(counts.sum(dtype=np.int64))

@@ -17,13 +17,13 @@ import numpy as np
 from absl import flags
 
 from tfjoint import entry, files, metrics, provenance, report
+from tfjoint.baselines import THRESHOLDS, best_training_grid, mean_shape, pack
 from tfjoint.config import Config, ConfigError
 from tfjoint.gallery import Gallery, from_arrays, percent, write_gallery
 
 if TYPE_CHECKING:
     from tfjoint.dataset import Example, Split
 
-THRESHOLDS = (0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5)
 POOLED_OBJECTS = 6
 """Objects per minibatch in the pooled IoU, as in the released code of the paper."""
 
@@ -179,12 +179,11 @@ def baselines(
             mean = np.broadcast_to(colour, example.images.shape)
             psnr.append(metrics.psnr(example.images, mean).mean())
     if shapes:
-        training = np.stack([train.record(index).voxels for index in range(len(train))])
-        shape, truth = training.mean(axis=0), np.stack(grids)
-        threshold = max(THRESHOLDS, key=lambda t: metrics.iou(shape, training, t).mean())
-        ious = metrics.iou(shape, truth, threshold)
+        training = pack(train.record(i).voxels for i in range(len(train)))
+        truth = pack(grids)
+        threshold, ious = mean_shape(truth, training)
         found["mean_shape"] = {"threshold": threshold, **_mean_std(ious)}
-        found["best_training_grid"] = _mean_std(_best_ious(truth, training))
+        found["best_training_grid"] = _mean_std(best_training_grid(truth, training))
     if images:
         rgb = [round(float(c), 6) for c in colour]
         found["mean_colour"] = {"rgb": rgb, "psnr_db": float(np.mean(psnr))}
@@ -393,19 +392,6 @@ def _mean(values: Sequence[float | None]) -> float | None:
     # An empty grid has no average precision, and JSON has no NaN.
     defined = [value for value in values if value is not None and not np.isnan(value)]
     return float(np.mean(defined)) if defined else None
-
-
-def _best_ious(truth: np.ndarray, training: np.ndarray) -> np.ndarray:
-    # All pairs by matrix products, a block of training grids at a time.
-    test = truth.reshape(len(truth), -1).astype(np.float32)
-    best = np.zeros(len(truth), np.float32)
-    for block in np.array_split(training.reshape(len(training), -1), -(-len(training) // 512)):
-        grids = block.astype(np.float32)
-        intersection = test @ grids.T
-        union = test.sum(1)[:, None] + grids.sum(1) - intersection
-        ious = np.where(union == 0, 1, intersection / np.maximum(union, 1))
-        best = np.maximum(best, ious.max(axis=1))
-    return best
 
 
 def _find_export(path: str | None) -> Path:

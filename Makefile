@@ -23,6 +23,7 @@ VENV := .venv
 VENV_TF221 := .venv-tf221
 VENV_TF214 := .venv-tf214
 STAMP := tfjoint-ready
+BEAM_STAMP := tfjoint-beam-ready
 
 BIN := $(VENV)/bin
 # Files of tests are spread over the cores; the tests of one file share what they train.
@@ -33,17 +34,20 @@ RUN := runs/direct
 SYSTEMS ?= direct compression separate sequential implicit reconstruction jpeg2000 \
   direct_low sequential_low implicit_low
 JPEG2000 := data/demo-jpeg2000
+OPEN := data/open
 
 # --- Targets -------------------------------------------------------------------------------------
 
-.PHONY: help demo results test lint setup test-tf221 test-tf214 clean distclean
+.PHONY: help demo results data test lint setup test-tf221 test-tf214 test-beam clean distclean
 
 help:
 	@echo 'make demo         train the direct model on the embedded demo set, export and evaluate it'
 	@echo 'make results      train and evaluate every system on the demo set: results/demo/*.json'
+	@echo 'make data         build the open mesh set: data/open (137 pixels) and data/open-68'
 	@echo 'make test         lint, then the whole test suite (TensorFlow 2.17)'
 	@echo 'make test-tf221   the fast part of the suite on TensorFlow 2.21'
 	@echo 'make test-tf214   the fast part of the suite on TensorFlow 2.14 (Python 3.9-3.11)'
+	@echo 'make test-beam    the tests that need Apache Beam, which is installed into .venv'
 	@echo 'make lint         ruff and mypy alone'
 	@echo 'make setup        only create .venv'
 	@echo 'make clean        remove caches and the runs of the above; keep the virtual environments'
@@ -71,6 +75,9 @@ results: $(VENV)/$(STAMP)
 	done
 	$(BIN)/python -m tfjoint.compare --results=results/demo
 
+data: $(VENV)/$(STAMP)
+	$(BIN)/python -m data_tools.build_open --output=$(OPEN)
+
 test: lint
 	$(strip $(BIN)/python $(PYTEST) $(PYTEST_FLAGS))
 
@@ -86,6 +93,9 @@ test-tf221: $(VENV_TF221)/$(STAMP)
 
 test-tf214: $(VENV_TF214)/$(STAMP)
 	$(strip $(VENV_TF214)/bin/python $(PYTEST) -m "not slow" $(PYTEST_FLAGS))
+
+test-beam: $(VENV)/$(BEAM_STAMP)
+	$(strip $(BIN)/python -m pytest tests/test_data_tools_beam.py $(PYTEST_FLAGS))
 
 clean:
 	rm -rf build $(SYSTEMS:%=runs/%) $(JPEG2000) .pytest_cache .ruff_cache .mypy_cache *.egg-info
@@ -112,6 +122,13 @@ $(VENV_TF221)/$(STAMP): pyproject.toml constraints/tf221.txt $(call other_python
 
 $(VENV_TF214)/$(STAMP): pyproject.toml constraints/tf214.txt $(call other_python,$(VENV_TF214))
 	@$(call create_venv,$(VENV_TF214),3.11 3.10 3.9,tf214,tf214$(comma)data$(comma)test)
+
+# Apache Beam comes beside TensorFlow without moving a pin: no environment of its own is needed.
+$(VENV)/$(BEAM_STAMP): $(VENV)/$(STAMP)
+	@set -eu; echo 'installing tfjoint[beam] into $(VENV)'; \
+	$(BIN)/python -m pip install -qq --constraint constraints/default.txt --only-binary :all: \
+	  --no-build-isolation --editable '.[beam]'; \
+	touch $@
 
 # create_venv(directory, Python versions by preference, constraints, extras)
 #

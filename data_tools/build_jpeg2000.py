@@ -3,7 +3,8 @@
     python -m data_tools.build_jpeg2000 --records=tfjoint/demo --output=data/demo-jpeg2000
 
 writes one record set per rate, <output>/48 and so on. The same command again keeps what is
-complete, resumes the rest, and ends in the same bytes.
+complete, resumes the rest, and ends in the same bytes. So does --runner=beam, an Apache Beam
+pipeline; --output must then be on storage that is there for every worker, by the same path.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from absl import flags
 
+from data_tools import beam
 from tfjoint import entry
 
 _RECORDS = flags.DEFINE_string("records", None, "Directory of the records.", required=True)
@@ -35,6 +37,7 @@ _BACKGROUND = flags.DEFINE_enum(
     "background", "black", ["black", "white"], "Colour behind the object when it is coded."
 )
 _PROCESSES = flags.DEFINE_integer("processes", None, "Default: all cores.", lower_bound=1)
+_RUNNER = flags.DEFINE_string("runner", "processes", beam.RUNNER_HELP)
 
 
 def main(_: Sequence[str]) -> None:
@@ -47,11 +50,13 @@ def main(_: Sequence[str]) -> None:
     from data_tools import jpeg2000_records  # TensorFlow comes with it: not before
 
     config = jpeg2000_records.Jpeg2000Config(rates, _MODE.value, _BACKGROUND.value)
+    output = Path(_OUTPUT.value)
     rows = jpeg2000_records.build(
         Path(_RECORDS.value),
-        Path(_OUTPUT.value),
+        output,
         config,
         processes=_PROCESSES.value or os.cpu_count() or 1,
+        run=beam.runner(_RUNNER.value, output),
     )
     print("\n".join(jpeg2000_records.table(rows)))
     print(f"{len(rows)} rates in {time.monotonic() - start:.1f} s: {_OUTPUT.value}")

@@ -22,9 +22,7 @@ import dataclasses
 import functools
 import io
 import math
-import struct
 import time
-import zlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -33,6 +31,7 @@ from glymur.codestream import Codestream
 from PIL import Image, features
 
 from tfjoint.errors import UserError
+from tfjoint.png import encode_png
 
 MODES = ("asked", "payload", "file")
 BACKGROUNDS = {"black": (0, 0, 0), "white": (255, 255, 255)}
@@ -226,27 +225,6 @@ def psnr(image: np.ndarray, decoded: np.ndarray) -> float:
     difference = np.subtract(image, decoded, dtype=np.int64).ravel()  # exact on every machine
     error = int(difference.dot(difference)) / (difference.size * 255.0**2)
     return -10 * math.log10(max(error, _LEAST_ERROR))
-
-
-def encode_png(pixels: np.ndarray) -> bytes:
-    """Return [S, S, 3] uint8 as a PNG, every row as its difference from the one above.
-
-    Twice as fast as Pillow's fastest setting and as small: with JPEG 2000 at a millisecond a view
-    the difference is one part in twenty of the whole work.
-    """
-    height, width, _ = pixels.shape
-    rows = pixels.reshape(height, width * 3)
-    filtered = np.full((height, 1 + width * 3), 2, np.uint8)  # 2 = "Up", before every row
-    filtered[0, 1:] = rows[0]
-    np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])
-    packer = zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, zlib.Z_RLE)
-    packed = packer.compress(filtered.data) + packer.flush()
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    chunks = ((b"IHDR", header), (b"IDAT", packed), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-        for name, data in chunks
-    )
 
 
 class Job(NamedTuple):

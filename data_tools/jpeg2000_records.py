@@ -50,7 +50,13 @@ class Row(NamedTuple):
     """Of all processes together; None where the rate was there already."""
 
 
-def build(source: Path, output: Path, config: Jpeg2000Config, processes: int = 1) -> list[Row]:
+def build(
+    source: Path,
+    output: Path,
+    config: Jpeg2000Config,
+    processes: int = 1,
+    run: pool.Runner = pool.run,
+) -> list[Row]:
     """Write a record set of every rate that is not there yet; return what all of them came to.
 
     Args:
@@ -58,6 +64,7 @@ def build(source: Path, output: Path, config: Jpeg2000Config, processes: int = 1
         output: directory of the rates' directories.
         config: rates, mode, background.
         processes: how many code at once.
+        run: what codes, on this machine or elsewhere.
 
     Raises `UserError` for a source or an output that does not fit.
     """
@@ -77,7 +84,7 @@ def build(source: Path, output: Path, config: Jpeg2000Config, processes: int = 1
             rate_set.resume()
         if unfinished := [rate_set for rate_set in sets if rate_set.finished is None]:
             sides = {split: RecordSet(source, split) for split in origin.splits}
-            _write_shards(sides, unfinished, config, processes)
+            _write_shards(sides, unfinished, config, processes, run)
         return [rate_set.finish(source, origin) for rate_set in sets]
 
 
@@ -318,10 +325,11 @@ def _write_shards(
     sets: Sequence[_RateSet],
     config: Jpeg2000Config,
     processes: int,
+    run: pool.Runner,
 ) -> None:
     tasks = list(_tasks(sides, sets))
     total = sum(len(task.objects) for task in tasks)
-    results = pool.run(jpeg2000.code_objects, _jobs(tasks, config), processes if total > 1 else 1)
+    results = run(jpeg2000.code_objects, _jobs(tasks, config), processes if total > 1 else 1)
     objects = (coded for job in results for coded in job)
     with contextlib.closing(results):
         coded_objects = pool.report_progress(objects, total, "objects")

@@ -10,18 +10,21 @@ distance ratio, 25. A model `<id>.copy<N>` is an augmented copy of `<id>`.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import io
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from data_tools import binvox
-from data_tools.voxelize import Grid
-from tfjoint import files
+from data_tools import png
+from tfjoint import binvox, files
+from tfjoint.binvox import Grid
 from tfjoint.errors import UserError
 
 RENDERINGS, VOXELS = "ShapeNetRendering", "ShapeNetVox32"
@@ -42,8 +45,15 @@ SYNSETS = {
 }
 """ShapeNet's folder names and what they mean."""
 
+MOST_BYTES = 1 << 22
+"""A file of a layout has a few thousand bytes; beyond this it is none."""
+
 _COPY = ".copy"
 _LAST_COLUMN = "25"  # in every file of the original; not the field of view
+_LIST, _CAMERAS = "renderings.txt", "rendering_metadata.txt"
+_NAME = r"(\w[\w-]*)/(\w[\w.-]*)"
+_RENDERING = re.compile(rf"(?:^|/){_NAME}/rendering/(\d\d\.png|{_LIST}|{_CAMERAS})$", re.ASCII)
+_GRID = re.compile(rf"(?:^|/){_NAME}/model\.binvox$", re.ASCII)
 
 
 class LayoutError(UserError):
@@ -84,12 +94,47 @@ class Views(NamedTuple):
     cameras: np.ndarray
 
 
+Read = Callable[[str], bytes]
+"""Returns a file of a layout by its path there. Raises `LayoutError` when it is missing."""
+
+
+def rendering_name(model: Model, file: str = "") -> str:
+    """`ShapeNetRendering/<category>/<model>/rendering/<file>`."""
+    return f"{RENDERINGS}/{model.category}/{model.name}/rendering/{file}"
+
+
+def voxel_name(model: Model) -> str:
+    """`ShapeNetVox32/<category>/<model>/model.binvox`."""
+    return f"{VOXELS}/{model.category}/{model.name}/model.binvox"
+
+
+def find_rendering(path: str) -> tuple[Model, str] | None:
+    """Return the object and the file that a path in an archive names, if it names a rendering."""
+    match = _RENDERING.search(path)
+    return (Model(match[1], match[2]), match[3]) if match else None
+
+
+def find_grid(path: str) -> Model | None:
+    """Return the object that a path in an archive names, if it names a grid."""
+    match = _GRID.search(path)
+    return Model(match[1], match[2]) if match else None
+
+
+def rendering_files(views: int) -> list[str]:
+    """Return the names of the files that the renderings of an object consist of."""
+    return [_CAMERAS, _LIST, *_image_names(views)]
+
+
+def _image_names(views: int) -> list[str]:
+    return [f"{view:02d}.png" for view in range(views)]
+
+
 def rendering_directory(root: str | os.PathLike, model: Model) -> Path:
-    return Path(root) / RENDERINGS / model.category / model.name / "rendering"
+    return Path(root) / rendering_name(model)
 
 
 def voxel_file(root: str | os.PathLike, model: Model) -> Path:
-    return Path(root) / VOXELS / model.category / model.name / "model.binvox"
+    return Path(root) / voxel_name(model)
 
 
 def is_complete(root: str | os.PathLike, model: Model) -> bool:
@@ -97,17 +142,60 @@ def is_complete(root: str | os.PathLike, model: Model) -> bool:
     return rendering_directory(root, model).is_dir() and voxel_file(root, model).is_file()
 
 
-def list_models(root: str | os.PathLike) -> list[Model]:
-    """Return every object that has renderings, sorted. Raises `LayoutError` when there is none."""
-    top = Path(root) / RENDERINGS
-    if not top.is_dir():
-        raise LayoutError(f"no {RENDERINGS} in {root}: give the directory that holds it")
-    models = sorted(
-        Model(path.parent.parent.name, path.parent.name) for path in top.glob("*/*/rendering")
-    )
-    if not models:
-        raise LayoutError(f"{top} holds no <category>/<model>/rendering: nothing to read")
-    return models
+class Tree(NamedTuple):
+    """One half of a layout as files: a directory with a folder per category."""
+
+    top: Path
+
+    def list_grids(self) -> list[Model]:
+        """Return every object that has a grid, sorted. Raises `LayoutError` when there is none."""
+        found = self.top.glob("*/*/model.binvox")
+        models = sorted(Model(path.parent.parent.name, path.parent.name) for path in found)
+        if not models:
+            raise LayoutError(
+                f"{self.top} holds no <category>/<model>/model.binvox: give {VOXELS} or what "
+                "holds it"
+            )
+        return models
+
+    def require_renderings(self) -> None:
+        """Raise `LayoutError` when no object has renderings."""
+        if next(self.top.glob("*/*/rendering"), None) is None:
+            raise LayoutError(
+                f"{self.top} holds no <category>/<model>/rendering: give {RENDERINGS} or what "
+                "holds it"
+            )
+
+    def state(self, names: Iterable[str]) -> str:
+        """Return a digest of files' sizes and times; it is another one once a file has changed."""
+        digest = hashlib.sha256()
+        for name in names:
+            try:
+                found = os.stat(self._path(name))
+                digest.update(f"{name} {found.st_size} {found.st_mtime_ns}\n".encode())
+            except OSError:
+                digest.update(f"{name} missing\n".encode())
+        return digest.hexdigest()
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[Read]:
+        """Yield what reads the files of this half."""
+        yield self._read
+
+    def _read(self, name: str) -> bytes:
+        try:
+            with open(self._path(name), "rb") as file:
+                return file.read(MOST_BYTES + 1)
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+            raise LayoutError(f"{name} is missing") from error
+
+    def _path(self, name: str) -> str:
+        return os.path.join(self.top, name.partition("/")[2])
+
+
+def tree(path: Path, half: str) -> Tree:
+    """Return the half `RENDERINGS` or `VOXELS` in a directory that is it or holds it."""
+    return Tree(path / half if (path / half).is_dir() else path)
 
 
 def write_model(
@@ -138,52 +226,66 @@ def encode_png(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def read_views(root: str | os.PathLike, model: Model, views: int | None = None) -> Views:
-    """Return the first `views` views of an object, or all. Raises `LayoutError`."""
-    directory = rendering_directory(root, model)
-    names = _lines(directory / "renderings.txt")
-    cameras = _read_cameras(directory / "rendering_metadata.txt")
-    wanted = len(names) if views is None else views
-    if not 1 <= wanted <= min(len(names), len(cameras)):
+def read_grid(read: Read, model: Model, size: int) -> np.ndarray:
+    """Return the occupancy grid [D, D, D] bool, D = `size`, of an object.
+
+    Raises `LayoutError` when it is missing, damaged, empty or of another size.
+    """
+    name = voxel_name(model)
+    try:
+        voxels = binvox.parse_binvox(_whole(read, name), name, size).voxels
+    except binvox.BinvoxError as error:
+        raise LayoutError(str(error)) from error
+    if not voxels.any():
+        raise LayoutError(f"{name} is an empty grid")
+    return voxels
+
+
+def read_views(read: Read, model: Model, views: int, size: int) -> Views:
+    """Return the first `views` views of an object, each decoded once to see that it can be.
+
+    Raises `LayoutError` when a file is missing or damaged, or an image is not `size` pixels square.
+    """
+    names = _image_names(views)
+    listed = _lines(read, rendering_name(model, _LIST))
+    if listed[:views] != names:
         raise LayoutError(
-            f"{directory} has {len(names)} images and {len(cameras)} cameras, {wanted} views "
-            "are asked for: build with fewer views or restore the files"
+            f"{rendering_name(model, _LIST)} does not begin with {views} images from {names[0]} on"
         )
-    return Views(tuple(_read_png(directory / name) for name in names[:wanted]), cameras[:wanted])
+    cameras = _read_cameras(read, rendering_name(model, _CAMERAS), views)
+    return Views(
+        tuple(_read_view(read, rendering_name(model, name), size) for name in names), cameras
+    )
 
 
-def image_size(png: bytes) -> int:
-    """Return the side of a square PNG in pixels. Raises `LayoutError`."""
+def _read_cameras(read: Read, name: str, views: int) -> np.ndarray:
     try:
-        width, height = Image.open(io.BytesIO(png)).size
-    except OSError as error:
-        raise LayoutError(f"not a PNG image ({error}): restore it") from error
-    if width != height:
-        raise LayoutError(f"views must be square; received {width} x {height} pixels")
-    return width
-
-
-def _read_cameras(path: Path) -> np.ndarray:
-    try:
-        rows = [[float(word) for word in line.split()] for line in _lines(path)]
-        if any(len(row) != 5 for row in rows):
-            raise ValueError("a line does not hold five numbers")
-        return np.array(rows, np.float64).reshape(-1, 5)[:, :4]
+        rows = [[float(word) for word in line.split()] for line in _lines(read, name)[:views]]
     except ValueError as error:
-        raise LayoutError(f"{path} is damaged ({error}): restore it") from error
+        raise LayoutError(f"{name} is damaged ({error})") from error
+    if len(rows) < views or any(len(row) != 5 for row in rows) or not np.isfinite(rows).all():
+        raise LayoutError(f"{name} is damaged: it must have {views} lines of five numbers")
+    return np.array(rows, np.float64)[:, :4]
 
 
-def _lines(path: Path) -> list[str]:
+def _lines(read: Read, name: str) -> list[str]:
     try:
-        return [line for line in path.read_text(encoding="ascii").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise LayoutError(f"{path} is missing or damaged ({error}): restore it") from error
+        return [line for line in _whole(read, name).decode("ascii").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise LayoutError(f"{name} is damaged ({error})") from error
 
 
-def _read_png(path: Path) -> bytes:
+def _read_view(read: Read, name: str, size: int) -> bytes:
+    data = _whole(read, name)
     try:
-        data = path.read_bytes()
-        Image.open(io.BytesIO(data)).verify()
-    except (OSError, SyntaxError) as error:
-        raise LayoutError(f"{path} is missing or damaged ({error}): restore it") from error
+        png.check(data, size)
+    except ValueError as error:
+        raise LayoutError(f"{name} is bad: {error}") from error
+    return data
+
+
+def _whole(read: Read, name: str) -> bytes:
+    data = read(name)
+    if len(data) > MOST_BYTES:
+        raise LayoutError(f"{name} has more than {MOST_BYTES} bytes")
     return data

@@ -1,4 +1,4 @@
-"""Triangles with materials: read from OBJ, brought to ShapeNet's pose, copied with variation."""
+"""Triangles with materials: read, brought to ShapeNet's pose, copied with variation."""
 
 from __future__ import annotations
 
@@ -13,9 +13,19 @@ import trimesh
 from PIL import Image
 
 from data_tools import seeding
+from tfjoint.errors import UserError
 
-# SweetHome3D's furniture stands with its back at -z, ShapeNet's at -x: x' = z, z' = -x.
-_TO_SHAPENET = np.array([[0, 0, 1], [0, 1, 0], [-1, 0, 0]], np.float64)
+FORMATS = ("obj", "ply", "stl", "glb", "off")
+"""What `load` reads, by the end of a file's name."""
+DIRECTIONS = {
+    sign + axis: tuple(factor * float(axis == other) for other in "xyz")
+    for sign, factor in (("", 1.0), ("-", -1.0))
+    for axis in "xyz"
+}
+"""The axes of a file and their opposites, by name."""
+
+_MOST_FACES = 2_000_000
+_MOST_TEXELS = 1 << 26
 _DEFAULT_COLOUR = (0.7, 0.7, 0.7)
 _TEXTURE_SIZE = 256
 _SCALES = (math.log(0.75), math.log(1.33))
@@ -44,75 +54,146 @@ class Mesh:
     material: np.ndarray
     """[F] index into `materials`."""
     materials: tuple[Material, ...]
+    remarks: tuple[str, ...] = ()
+    """What could not be taken as the file has it, for whoever made the file."""
 
 
 def load_obj(files: Mapping[str, bytes], name: str) -> Mesh:
-    """Read the OBJ file `name` with the materials and textures among `files`.
+    """Read the OBJ file `name` with the materials and textures among `files`; see `load`."""
+    archive: dict[str, Any] = {key: io.BytesIO(data) for key, data in files.items()}
+    return load(files[name], "obj", trimesh.resolvers.ZipResolver(archive))
 
-    Raises `UnusableMesh` when it cannot be read or holds no face.
+
+def load(data: bytes, kind: str, resolver: trimesh.resolvers.Resolver) -> Mesh:
+    """Read a file of one of `FORMATS`; `resolver` gives the materials and textures it names.
+
+    Raises `UnusableMesh` when it cannot be read, holds no face, or what it holds is no surface.
     """
     try:
-        scene = _load_scene(files, name)
+        scene = trimesh.load(
+            io.BytesIO(data), file_type=kind, resolver=resolver, force="scene", process=False
+        )
+        return _from_scene(scene)
+    except UnusableMesh:
+        raise
     except Exception as error:  # whatever the reader stumbles over in somebody's file
-        raise UnusableMesh(f"cannot be read ({type(error).__name__}: {error})") from error
-    parts = [part for part in scene.geometry.values() if len(getattr(part, "faces", ()))]
+        raise UnusableMesh(f"cannot be read ({_one_line(error)})") from error
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}".rstrip(": ")
+
+
+def _from_scene(scene: Any) -> Mesh:
+    nodes = scene.graph.geometry_nodes
+    parts = [
+        (part, scene.graph.get(node)[0])
+        for name, part in scene.geometry.items()
+        for node in nodes.get(name, ())
+        if len(getattr(part, "faces", ()))
+    ]
+    counts = [len(part.faces) for part, _ in parts]
     if not parts:
         raise UnusableMesh("no faces")
+    if sum(counts) > _MOST_FACES:
+        raise UnusableMesh(f"{sum(counts)} faces, more than {_MOST_FACES}")
+    looks = [_look(part) for part, _ in parts]
+    corners = np.concatenate([_corners(part, matrix) for part, matrix in parts])
+    if not np.isfinite(corners).all():
+        raise UnusableMesh("coordinates that are not finite")
     return Mesh(
-        corners=np.concatenate([part.vertices[part.faces] for part in parts]).astype(np.float64),
-        uv=np.concatenate([_texture_coordinates(part) for part in parts]),
-        material=np.repeat(np.arange(len(parts)), [len(part.faces) for part in parts]),
-        materials=tuple(_material(part) for part in parts),
+        corners=corners,
+        uv=np.concatenate([look.uv for look in looks]),
+        material=np.repeat(np.arange(len(parts)), counts),
+        materials=tuple(look.material for look in looks),
+        remarks=tuple(look.remark for look in looks if look.remark),
     )
 
 
-def _load_scene(files: Mapping[str, bytes], name: str) -> Any:
-    archive: dict[str, Any] = {key: io.BytesIO(data) for key, data in files.items()}
-    return trimesh.load(
-        io.BytesIO(files[name]),
-        file_type="obj",
-        resolver=trimesh.resolvers.ZipResolver(archive),
-        force="scene",
-        process=False,
-    )
+def _corners(part: Any, matrix: np.ndarray) -> np.ndarray:
+    faces, vertices = np.asarray(part.faces), np.asarray(part.vertices, np.float64)
+    if faces.min() < 0 or faces.max() >= len(vertices):
+        raise UnusableMesh(f"faces that name vertices beyond its {len(vertices)}")
+    corners = vertices[faces]
+    if np.array_equal(matrix, np.eye(4)):
+        return corners
+    return corners @ np.asarray(matrix)[:3, :3].T + np.asarray(matrix)[:3, 3]
 
 
-def _texture_coordinates(part: Any) -> np.ndarray:
-    uv = getattr(part.visual, "uv", None)
+class _Look(NamedTuple):
+    uv: np.ndarray
+    material: Material
+    remark: str = ""
+
+
+def _look(part: Any) -> _Look:
+    visual, faces = part.visual, np.asarray(part.faces)
+    if getattr(visual, "kind", None) in ("face", "vertex"):
+        return _palette(visual.face_colors[:, :3])
+    material = getattr(visual, "material", None)
+    main = getattr(material, "main_color", None)
+    colour = np.array(_DEFAULT_COLOUR if main is None else np.asarray(main, np.float64)[:3] / 255.0)
+    uv = getattr(visual, "uv", None)
     if uv is None:
-        return np.zeros((len(part.faces), 3, 2))
-    return np.asarray(uv, np.float64)[part.faces][..., :2]
+        return _Look(np.zeros((len(faces), 3, 2)), Material(colour, None))
+    uv = np.asarray(uv, np.float64)[faces][..., :2]
+    # OBJ calls it image; its texture replaces the colour. In GLB the colour is a factor.
+    image, factor = getattr(material, "image", None), np.ones(3)
+    if image is None:
+        image, factor = getattr(material, "baseColorTexture", None), colour
+    try:
+        texture = None if image is None else _texture(image) * factor.astype(np.float32)
+    except Exception as error:  # whatever is wrong with somebody's image
+        return _Look(uv, Material(colour, None), f"a texture is not used ({_one_line(error)})")
+    return _Look(uv, Material(colour, texture))
 
 
-def _material(part: Any) -> Material:
-    material = getattr(part.visual, "material", None)
-    if material is None:
-        return Material(np.array(_DEFAULT_COLOUR), None)
-    colour = np.asarray(material.diffuse, np.float64)[:3] / 255.0
-    image = getattr(material, "image", None)
-    if image is None or getattr(part.visual, "uv", None) is None:
-        return Material(colour, None)
-    return Material(colour, _texture(image))
+def _palette(colours: np.ndarray) -> _Look:
+    # Colours [F, 3] of faces as a square texture with one texel for each.
+    unique, index = np.unique(colours, axis=0, return_inverse=True)
+    side = math.ceil(math.sqrt(len(unique)))
+    texture = np.zeros((side * side, 3), np.float32)
+    texture[: len(unique)] = unique / 255.0
+    row, column = np.divmod(index.reshape(-1), side)
+    uv = np.stack([(column + 0.5) / side, 1.0 - (row + 0.5) / side], axis=-1)
+    material = Material(unique.mean(0) / 255.0, texture.reshape(side, side, 3))
+    return _Look(np.repeat(uv[:, None], 3, axis=1), material)
 
 
 def _texture(image: Image.Image) -> np.ndarray:
+    if image.size[0] * image.size[1] > _MOST_TEXELS:
+        raise ValueError(f"{image.size[0]} x {image.size[1]} pixels are too many")
     # A texel should not be much smaller than a pixel: rays sample it without a filter.
     width, height = (min(side, _TEXTURE_SIZE) for side in image.size)
     resized = image.convert("RGB").resize((width, height), Image.Resampling.BOX)
     return np.asarray(resized, np.float32) / 255.0
 
 
+def pose(up: str, front: str) -> np.ndarray:
+    """Return the rotation [3, 3] to ShapeNet's pose, where y is up and the front looks to x.
+
+    Args:
+        up, front: directions in the file, of `DIRECTIONS`, at right angles.
+
+    Raises `UserError` where they are not.
+    """
+    x, y = DIRECTIONS[front], DIRECTIONS[up]
+    if np.dot(x, y) != 0:
+        raise UserError(f"front {front} is not at right angles to up {up}: choose another front")
+    return np.stack([x, y, np.cross(x, y)]) + 0.0  # without -0
+
+
 def prepare(mesh: Mesh, rotation: np.ndarray) -> Mesh:
-    """Apply the catalogue's [3, 3] rotation and turn to ShapeNet's pose; then `normalize`."""
-    turned = mesh.corners @ (_TO_SHAPENET @ rotation).T
-    return normalize(dataclasses.replace(mesh, corners=turned))
+    """Apply a rotation [3, 3], then `normalize`."""
+    return normalize(dataclasses.replace(mesh, corners=mesh.corners @ rotation.T))
 
 
 def normalize(mesh: Mesh) -> Mesh:
     """Centre the bounding box and scale its diagonal to 1. Raises `UnusableMesh`."""
     points = mesh.corners.reshape(-1, 3)
     low, high = points.min(0), points.max(0)
-    diagonal = float(np.linalg.norm(high - low))
+    with np.errstate(over="ignore"):
+        diagonal = float(np.linalg.norm(high - low))
     if not np.isfinite(diagonal) or np.sort(high - low)[1] < 1e-6 * diagonal or diagonal == 0:
         raise UnusableMesh(f"its extent is {high - low}")
     return dataclasses.replace(mesh, corners=(mesh.corners - (low + high) / 2) / diagonal)

@@ -13,12 +13,21 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from tfjoint.errors import UserError
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
+
+
+class Runner(Protocol):
+    """What `run` is, and what may stand in its place."""
+
+    def __call__(
+        self, work: Callable[[Job], Result], jobs: Iterable[Job], processes: int
+    ) -> Generator[Result, None, None]: ...
+
 
 _WAITING_PER_PROCESS = 4  # enough that no process waits, few enough to hold in memory
 
@@ -72,15 +81,30 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+class Progress:
+    """Prints, every two seconds, how much of `total` is done and how long the rest will take."""
+
+    def __init__(self, total: int, what: str) -> None:
+        self._total, self._what = total, what
+        self._start = self._shown = time.monotonic()
+
+    def show(self, done: int) -> None:
+        now = time.monotonic()
+        if done and (now - self._shown > 2.0 or done == self._total):
+            self._shown = now
+            left = (now - self._start) / done * (self._total - done)
+            print(
+                f"{self._what}: {done}/{self._total}, {left:.0f} s left",
+                file=sys.stderr,
+                flush=True,
+            )
+
+
 def report_progress(
     results: Iterable[Result], total: int, what: str
 ) -> Generator[Result, None, None]:
     """Yield `results`; print how many of `total` are done, and the time left, every two seconds."""
-    start = shown = time.monotonic()
+    progress = Progress(total, what)
     for done, result in enumerate(results, 1):
-        now = time.monotonic()
-        if now - shown > 2.0 or done == total:
-            shown = now
-            left = (now - start) / done * (total - done)
-            print(f"{what}: {done}/{total}, {left:.0f} s left", file=sys.stderr, flush=True)
+        progress.show(done)
         yield result

@@ -6,6 +6,7 @@ d = 1.75 x distance ratio, focal length = 35/32 x image width, pixels at their c
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -82,6 +83,8 @@ class Renderer:
 
     def __init__(self, mesh: Mesh) -> None:
         self._mesh = mesh
+        low, high = mesh.corners.min((0, 1)), mesh.corners.max((0, 1))
+        self._box = np.stack(np.meshgrid(*zip(low, high)), axis=-1).reshape(-1, 3)
         self._normals = _unit(
             np.cross(
                 mesh.corners[:, 1] - mesh.corners[:, 0], mesh.corners[:, 2] - mesh.corners[:, 0]
@@ -99,33 +102,40 @@ class Renderer:
             image_size: S in pixels.
             supersampling: rays per pixel and axis.
         """
-        fine = image_size * supersampling
-        colour, hit = self._cast(camera, fine)
-        shape = (image_size, supersampling, image_size, supersampling)
-        coverage = hit.reshape(shape).mean((1, 3))
-        total = np.where(hit[:, None], colour, 0.0).reshape(*shape, 3).mean((1, 3))
-        rgb = total / np.maximum(coverage, 1e-9)[..., None]
-        rgba = np.concatenate([rgb, coverage[..., None]], axis=-1)
-        return np.round(255.0 * np.clip(rgba, 0.0, 1.0)).astype(np.uint8)
+        return develop(self.cast(camera, image_size * supersampling), image_size)
 
-    def _cast(self, camera: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    def cast(self, camera: np.ndarray, size: int) -> np.ndarray:
+        """Return what size x size rays meet: [size, size, 4] float64, colour and 1, or zeros."""
         frame = camera_frame(camera)
+        rows, columns = self._window(camera, size)
         offset = (np.arange(size) + 0.5) / size - 0.5
         directions = _unit(
             FOCAL_LENGTH * frame.forward
-            + offset[None, :, None] * frame.right
-            - offset[:, None, None] * frame.up
-        ).reshape(-1, 3)
+            + offset[None, columns, None] * frame.right
+            - offset[rows, None, None] * frame.up
+        )
+        window = directions.shape[:2]
+        directions = directions.reshape(-1, 3)
         origins = np.broadcast_to(frame.position, directions.shape)
         found = self._scene.run(
             np.ascontiguousarray(origins, np.float32), directions.astype(np.float32), output=True
         )
         hit = found["primID"] >= 0
-        colour = np.zeros((len(directions), 3))
         face = found["primID"][hit]
         base = self._base_colour(face, found["u"][hit], found["v"][hit])
-        colour[hit] = base * self._shade(face, directions[hit])[:, None]
-        return colour, hit
+        seen = np.zeros((len(directions), 4))
+        seen[hit, :3] = base * self._shade(face, directions[hit])[:, None]
+        seen[hit, 3] = 1.0
+        rays = np.zeros((size, size, 4))
+        rays[rows, columns] = seen.reshape(*window, 4)
+        return rays
+
+    def _window(self, camera: np.ndarray, size: int) -> tuple[slice, slice]:
+        # The rows and columns of the mesh's bounding box, and one more: other rays meet nothing.
+        pixels = project(self._box, camera, size)
+        low = np.clip(np.floor(pixels.min(0)) - 1, 0, size).astype(int)
+        high = np.clip(np.ceil(pixels.max(0)) + 1, 0, size).astype(int)
+        return slice(low[1], high[1]), slice(low[0], high[0])
 
     def _shade(self, face: np.ndarray, directions: np.ndarray) -> np.ndarray:
         normals = self._normals[face]
@@ -146,6 +156,30 @@ class Renderer:
                 uv = np.einsum("nc,ncd->nd", weights[here], mesh.uv[face[here]])
                 colour[here] = _sample(texture, uv)
         return colour
+
+
+def develop(rays: np.ndarray, image_size: int) -> np.ndarray:
+    """Return rays [R, R, 4] as an image [S, S, 4] uint8 RGBA, every pixel the mean over its area.
+
+    R need not be a multiple of S: a ray that lies in two pixels counts for each by its share.
+    """
+    taps, weights = _areas(len(rays), image_size)
+    for _ in range(2):  # rows; then, turned, columns
+        parts = (weights[:, t, None, None] * rays[taps[:, t]] for t in range(taps.shape[1]))
+        rays = functools.reduce(np.add, parts).swapaxes(0, 1)
+    coverage = rays[..., 3:]
+    rgba = np.concatenate([rays[..., :3] / np.maximum(coverage, 1e-9), coverage], axis=-1)
+    return np.round(255.0 * np.clip(rgba, 0.0, 1.0)).astype(np.uint8)
+
+
+@functools.cache
+def _areas(rays: int, pixels: int) -> tuple[np.ndarray, np.ndarray]:
+    # Per pixel of a row, the rays in it [S, K] and each one's share of its area [S, K].
+    edges = np.arange(pixels + 1) * rays / pixels
+    first = np.floor(edges[:-1]).astype(int)
+    taps = first[:, None] + np.arange((np.ceil(edges[1:]).astype(int) - first).max())
+    inside = np.minimum(edges[1:, None], taps + 1) - np.maximum(edges[:-1, None], taps)
+    return np.minimum(taps, rays - 1), np.maximum(inside, 0.0) * pixels / rays
 
 
 def _sample(texture: np.ndarray, uv: np.ndarray) -> np.ndarray:

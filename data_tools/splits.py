@@ -7,19 +7,23 @@ object by its key `<category>/<model>`.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data_tools import seeding
-from tfjoint import files
+from tfjoint import baselines, files
 from tfjoint.errors import UserError
 
-TRAIN, TEST = "train", "test"
+TRAIN, VAL, TEST = "train", "val", "test"
+
+_PART = " (part)"
+_GRIDS_AT_ONCE = 1024
 
 
 class SplitError(UserError):
@@ -28,12 +32,33 @@ class SplitError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class SplitList:
-    """Per side ("train", "test"), the source group of every object by its key."""
+    """Per side ("train", "test", perhaps "val"), the source group of every object by its key."""
 
     name: str
     sides: Mapping[str, Mapping[str, str]]
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """How the list was made."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """Which objects become records, on which side."""
+
+    name: str
+    """Of the split."""
+    sha256: str
+    """Of what defines the split: its file, or the rule."""
+    sides: Mapping[str, Mapping[str, str]]
+    """Per side, the source group of every object by its key; the data may lack some."""
+    known_bad: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Objects of the split that are left out by name, and why."""
+    absent: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """How many objects per category the split has beside all these, where that is known."""
+
+
+def part_of(name: str) -> str:
+    """Return what a split is called of which not all objects are there."""
+    return name if name.endswith(_PART) else name + _PART
 
 
 def near_duplicates(grids: Sequence[np.ndarray], threshold: float = 0.85) -> list[int]:
@@ -42,17 +67,26 @@ def near_duplicates(grids: Sequence[np.ndarray], threshold: float = 0.85) -> lis
     Two grids are near-duplicates when the IoU of one with the other, or with its mirror image in
     z, exceeds the threshold; groups are the connected components.
     """
-    flat = np.stack([grid.ravel() for grid in grids]).astype(np.float32)
-    mirrored = np.stack([grid[:, :, ::-1].ravel() for grid in grids]).astype(np.float32)
-    counts = flat.sum(1)
-    total = counts[:, None] + counts[None, :]
-    common = np.maximum(flat @ flat.T, flat @ mirrored.T)
-    close = common > threshold * (total - common)
+    packed = baselines.pack(grids)
+    mirrored = baselines.pack(grid[:, :, ::-1] for grid in grids)
     group = np.arange(len(grids))
-    for first, second in np.argwhere(np.triu(close, 1)):
-        low, high = sorted((group[first], group[second]))
-        group[group == high] = low
+    for rows, columns in _block_pairs(len(grids)):
+        left, right = baselines.unpack(packed[rows]), baselines.unpack(packed[columns])
+        total = left.sum(1)[:, None] + right.sum(1)[None, :]
+        common = np.maximum(left @ right.T, left @ baselines.unpack(mirrored[columns]).T)
+        close = common > threshold * (total - common)
+        for first, second in np.argwhere(close):
+            low, high = sorted((group[rows.start + first], group[columns.start + second]))
+            if low < high:
+                group[group == high] = low
     return group.tolist()
+
+
+def _block_pairs(count: int) -> Iterator[tuple[slice, slice]]:
+    # Memory for two blocks, however many grids there are.
+    for row in range(0, count, _GRIDS_AT_ONCE):
+        for column in range(row, count, _GRIDS_AT_ONCE):
+            yield slice(row, row + _GRIDS_AT_ONCE), slice(column, column + _GRIDS_AT_ONCE)
 
 
 def make_split(
@@ -109,16 +143,68 @@ def read_split_list(path: str | os.PathLike) -> SplitList:
         raise SplitError(f"no split list at {path}: give the JSON file that names both sides")
     try:
         split = SplitList(**json.loads(Path(path).read_text(encoding="utf-8")))
-        groups = {side: set(keys.values()) for side, keys in split.sides.items()}
+        groups = {side: set(map(_text, keys.values())) for side, keys in split.sides.items()}
+        _text(split.name)
+        if not all(map(str.isidentifier, groups)):  # they become names of files
+            raise ValueError(f"sides are called {', '.join(groups)}")
         train, test = groups[TRAIN], groups[TEST]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise SplitError(f"{path} is not a split list ({reason}): restore it") from error
-    if train & test:
-        raise SplitError(f"{path}: group {min(train & test)!r} lies on both sides: make it anew")
+    for one, other in itertools.combinations(groups.values(), 2):
+        if one & other:
+            raise SplitError(f"{path}: group {min(one & other)!r} lies on both sides: make it anew")
     if not train or not test:
         raise SplitError(f"{path}: split {TRAIN if not train else TEST!r} is empty: make it anew")
     return split
+
+
+def select_listed(path: str | os.PathLike) -> Selection:
+    """Return all objects of a split list. Raises `SplitError`."""
+    split = read_split_list(path)
+    return Selection(split.name, split_sha256(path), split.sides)
+
+
+def is_taxonomy(path: str | os.PathLike) -> bool:
+    """Return whether a file, if there is one, begins like the lists of Pix2Vox."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read(64).lstrip().startswith("[")
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def read_taxonomy(path: str | os.PathLike, name: str) -> SplitList:
+    """Read the lists of Pix2Vox: per category its id and the objects of train, val and test.
+
+    The source group of an object is its own id. Raises `SplitError`.
+    """
+    if not Path(path).is_file():
+        raise SplitError(f"no split list at {path}: give the JSON file that names all sides")
+    sides: dict[str, dict[str, str]] = {TRAIN: {}, VAL: {}, TEST: {}}
+    try:
+        for taxonomy in json.loads(Path(path).read_text(encoding="utf-8")):
+            category = _text(taxonomy["taxonomy_id"])
+            for side, keys in sides.items():
+                keys.update({f"{category}/{_text(model)}": model for model in taxonomy[side]})
+    except (ValueError, TypeError, KeyError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise SplitError(
+            f"{path} is not a list of Pix2Vox's kind ({reason}): restore it"
+        ) from error
+    for one, other in itertools.combinations(sides, 2):
+        twice = sides[one].keys() & sides[other].keys()
+        if twice:
+            raise SplitError(f"{path}: {min(twice)} lies in {one} and in {other}: restore it")
+    if not sides[TRAIN] or not sides[TEST]:
+        raise SplitError(f"{path}: split {TRAIN if not sides[TRAIN] else TEST!r} is empty")
+    return SplitList(name, sides)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"not a text: {str(value)[:40]}")
+    return value
 
 
 def split_sha256(path: str | os.PathLike) -> str:

@@ -5,28 +5,16 @@ surface cells  +  cells enclosed by them  +  cells inside by ray parity that no 
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 from embreex.mesh_construction import TriangleMesh
 from embreex.rtcore_scene import EmbreeScene
+
+from tfjoint.binvox import Grid
 
 _SAMPLE_SPACING = 0.4  # cells
 _POINTS_AT_ONCE = 1 << 20
 _MAX_CROSSINGS = 64
 _PAST_A_CROSSING = 1e-3  # cells
-
-
-class Grid(NamedTuple):
-    """An occupancy grid [D, D, D] bool (x, y up, z) and where it lies.
-
-    The centre of cell (i, j, k) is translate + scale ((i, j, k) + 0.5 - lowest) / D with
-    `lowest` the smallest occupied index per axis.
-    """
-
-    voxels: np.ndarray
-    translate: np.ndarray
-    scale: float
 
 
 def voxelize(corners: np.ndarray, size: int = 32) -> Grid:

@@ -255,20 +255,6 @@ def test_views_are_composed_over_the_background(background, grey):
     )
 
 
-@pytest.mark.parametrize("side", [1, 2, 33, 68])
-def test_decoded_pixels_are_stored_as_they_are(side):
-    for pixels in (
-        np.asarray(noise(side)),
-        np.asarray(view(0, side)),
-        np.zeros((side, side, 3), "u1"),
-    ):
-        png = jpeg2000.encode_png(pixels)
-        np.testing.assert_array_equal(tf.io.decode_png(png), pixels)
-        image = Image.open(io.BytesIO(png))
-        assert image.mode == "RGB"
-        np.testing.assert_array_equal(np.asarray(image), pixels)
-
-
 def test_psnr_is_its_closed_form_and_at_most_100():
     image = np.asarray(view(0))
     assert jpeg2000.psnr(image, image) == 100

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import shutil
 
 import numpy as np
 import pytest
+import shapenet_sample
 from PIL import Image
+from shapenet_sample import SIZE, VIEWS, VOXEL_SIZE
 
-from data_tools import layout, records_from_layout, render, splits
+from data_tools import layout, records_from_layout, splits
 from data_tools.layout import LayoutError, Model
 from data_tools.records_from_layout import RecordsConfig
-from data_tools.voxelize import Grid
 from tfjoint import records
 from tfjoint.errors import UserError
 
@@ -20,20 +22,27 @@ CHAIRS = [Model("03001627", name) for name in ("a", "b", "c")]
 COPIES = [CHAIRS[0].copy(1), CHAIRS[0].copy(2), CHAIRS[1].copy(1), CHAIRS[2].copy(1)]
 
 
-def _write(root, model, views=3, size=16, voxel_size=8):
-    rng = np.random.default_rng(len(model.name) + ord(model.name[-1]))
-    images = list(rng.integers(0, 256, (views, size, size, 4), np.uint8))
-    grid = Grid(rng.random((voxel_size,) * 3) < 0.5, np.zeros(3), 1.0)
-    cameras = render.cameras(0, model.name, views)
-    layout.write_model(root, model, images, cameras, grid)
-    return images, cameras, grid
+STRICT = RecordsConfig("mine", VIEWS, SIZE, VOXEL_SIZE, strict=True)
+
+
+def _config(**changes):
+    return dataclasses.replace(STRICT, **changes)
+
+
+def _build(root, split_list, output, config=STRICT):
+    with records_from_layout.opened(root, root, output.with_name("work")) as data:
+        selection = splits.select_listed(split_list)
+        return records_from_layout.build_records(data, selection, output, config)
+
+
+def _read_views(root, model, views=VIEWS):
+    with layout.tree(root, layout.RENDERINGS).reading() as read:
+        return layout.read_views(read, model, views, SIZE)
 
 
 @pytest.fixture
 def root(tmp_path):
-    for model in CHAIRS + COPIES:
-        _write(tmp_path / "layout", model)
-    return tmp_path / "layout"
+    return shapenet_sample.make(tmp_path / "layout", CHAIRS + COPIES)
 
 
 @pytest.fixture
@@ -44,7 +53,7 @@ def split_list(tmp_path):
 
 
 def test_the_layout_is_that_of_the_data_set(tmp_path):
-    _, cameras, _ = _write(tmp_path, CHAIRS[0])
+    _, cameras, _ = shapenet_sample.write(tmp_path, CHAIRS[0])
     files = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file())
     folder = "ShapeNetRendering/03001627/a/rendering"
     names = ("00.png", "01.png", "02.png", "rendering_metadata.txt", "renderings.txt")
@@ -57,22 +66,22 @@ def test_the_layout_is_that_of_the_data_set(tmp_path):
 
 
 def test_views_come_back_pixel_for_pixel(tmp_path):
-    images, cameras, _ = _write(tmp_path, CHAIRS[0])
-    views = layout.read_views(tmp_path, CHAIRS[0])
+    images, cameras, _ = shapenet_sample.write(tmp_path, CHAIRS[0])
+    views = _read_views(tmp_path, CHAIRS[0])
     for png, image in zip(views.images, images):
         np.testing.assert_array_equal(np.array(Image.open(io.BytesIO(png))), image)
     np.testing.assert_array_equal(views.cameras, cameras)
-    assert len(layout.read_views(tmp_path, CHAIRS[0], 2).images) == 2
+    assert len(_read_views(tmp_path, CHAIRS[0], 2).images) == 2
 
 
 def test_an_object_is_complete_only_with_both_halves(tmp_path):
     assert not layout.is_complete(tmp_path, CHAIRS[0])
-    _write(tmp_path, CHAIRS[0])
+    shapenet_sample.write(tmp_path, CHAIRS[0])
     assert layout.is_complete(tmp_path, CHAIRS[0])
     layout.voxel_file(tmp_path, CHAIRS[0]).unlink()
     assert not layout.is_complete(tmp_path, CHAIRS[0])
-    _write(tmp_path, CHAIRS[0], views=1)
-    assert len(layout.read_views(tmp_path, CHAIRS[0]).images) == 1
+    shapenet_sample.write(tmp_path, CHAIRS[0], views=1)
+    assert not (layout.rendering_directory(tmp_path, CHAIRS[0]) / "01.png").exists()
 
 
 def test_copies_know_their_original_and_number():
@@ -100,10 +109,10 @@ def _word_in_cameras(directory):
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (lambda d: (d / "01.png").unlink(), r"01\.png is missing or damaged"),
-        (_damage_png, r"01\.png is missing or damaged"),
+        (lambda d: (d / "01.png").unlink(), r"01\.png is missing"),
+        (_damage_png, r"01\.png is bad"),
         (lambda d: (d / "renderings.txt").unlink(), r"renderings\.txt is missing"),
-        (_shorten_cameras, "3 images and 1 cameras"),
+        (_shorten_cameras, r"metadata\.txt is damaged: it must have 3 lines"),
         (_break_cameras, r"metadata\.txt is damaged"),
         (_word_in_cameras, r"metadata\.txt is damaged"),
     ],
@@ -111,7 +120,7 @@ def _word_in_cameras(directory):
 def test_a_damaged_object_is_one_clear_error(damage, reason, root, split_list, tmp_path):
     damage(layout.rendering_directory(root, CHAIRS[1]))
     with pytest.raises(LayoutError, match=reason) as caught:
-        records_from_layout.build_records(root, split_list, tmp_path / "r", RecordsConfig("x", 3))
+        _build(root, split_list, tmp_path / "r")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "r" / "manifest.json").exists()
 
@@ -121,29 +130,23 @@ def test_a_damaged_object_is_one_clear_error(damage, reason, root, split_list, t
 )
 def test_a_directory_without_a_layout_is_one_clear_error(make, tmp_path):
     make(tmp_path)
-    with pytest.raises(LayoutError, match="ShapeNetRendering"):
-        layout.list_models(tmp_path)
-
-
-def test_images_that_are_not_square_are_refused():
-    png = layout.encode_png(np.zeros((4, 5, 4), np.uint8))
-    with pytest.raises(LayoutError, match="5 x 4"):
-        layout.image_size(png)
+    with pytest.raises(LayoutError, match=r"model\.binvox: give ShapeNetVox32"):
+        layout.tree(tmp_path, layout.VOXELS).list_grids()
 
 
 # --- Records --------------------------------------------------------------------------------------
 
 
 def test_records_hold_what_the_layout_holds(root, split_list, tmp_path):
-    config = RecordsConfig("mine", views=2, sources={"a.deb": "0" * 64}, settings={"seed": 0})
-    manifest = records_from_layout.build_records(root, split_list, tmp_path / "r", config)
+    config = _config(views=2, sources={"a.deb": "0" * 64}, settings={"seed": 0})
+    manifest = _build(root, split_list, tmp_path / "r", config)
     assert (manifest.image_size, manifest.views, manifest.voxel_size) == (16, 2, 8)
     assert (manifest.name, manifest.split_name) == ("mine", "mine")
     assert manifest.split_sha256 == splits.split_sha256(split_list)
     assert records.read_manifest(tmp_path / "r").sources == {"a.deb": "0" * 64}
     train = records.RecordSet(tmp_path / "r", "train")
     record = train.record(0)
-    views = layout.read_views(root, CHAIRS[0], 2)
+    views = _read_views(root, CHAIRS[0], 2)
     assert (record.category, record.object_id, record.source) == ("chair", "a", "group-a")
     assert tuple(record.views) == views.images
     np.testing.assert_array_equal(record.cameras, views.cameras.astype(np.float32))
@@ -152,8 +155,8 @@ def test_records_hold_what_the_layout_holds(root, split_list, tmp_path):
 
 def test_copies_go_to_training_only_and_no_more_than_asked(root, split_list, tmp_path):
     for copies, names in ((1, ["a", "a.copy1", "b", "b.copy1"]), (9, ["a", "a.copy1", "a.copy2"])):
-        config = RecordsConfig("mine", views=1, copies=copies)
-        records_from_layout.build_records(root, split_list, tmp_path / "r", config)
+        config = _config(views=1, copies=copies)
+        _build(root, split_list, tmp_path / "r", config)
         train = records.RecordSet(tmp_path / "r", "train")
         assert [o.object_id for o in train.objects][: len(names)] == names
         assert {o.source for o in train.objects} == {"group-a", "group-b"}
@@ -162,11 +165,12 @@ def test_copies_go_to_training_only_and_no_more_than_asked(root, split_list, tmp
 
 def test_shards_of_an_earlier_run_do_not_stay(root, split_list, tmp_path):
     for per_shard in (1, 512):
-        config = RecordsConfig("mine", views=1, records_per_shard=per_shard)
-        records_from_layout.build_records(root, split_list, tmp_path / "r", config)
+        config = _config(views=1, records_per_shard=per_shard)
+        _build(root, split_list, tmp_path / "r", config)
     names = sorted(path.name for path in (tmp_path / "r").iterdir())
     assert names == [
         "manifest.json",
+        "manifest.json.sha256",
         "test-00000-of-00001.tfrecord",
         "train-00000-of-00001.tfrecord",
     ]
@@ -174,12 +178,15 @@ def test_shards_of_an_earlier_run_do_not_stay(root, split_list, tmp_path):
 
 def test_an_object_of_the_list_that_is_not_there_is_one_clear_error(root, split_list, tmp_path):
     shutil.rmtree(layout.rendering_directory(root, CHAIRS[2]).parent)
-    with pytest.raises(LayoutError, match="lacks 1 objects of split 'mine', first 03001627/c"):
-        records_from_layout.build_records(root, split_list, tmp_path / "r", RecordsConfig("x", 3))
+    with pytest.raises(LayoutError, match=r"03001627/c: .*renderings\.txt is missing"):
+        _build(root, split_list, tmp_path / "r")
+    shutil.rmtree(layout.voxel_file(root, CHAIRS[2]).parent)
+    with pytest.raises(LayoutError, match=r"lacks objects of split 'mine' \(1 of chair\)"):
+        _build(root, split_list, tmp_path / "r")
 
 
-@pytest.mark.parametrize("change", [{"size": 20}, {"voxel_size": 4}, {"views": 2}])
+@pytest.mark.parametrize("change", [{"size": 20}, {"cells": 4}, {"views": 2}])
 def test_an_object_unlike_the_others_is_one_clear_error(change, root, split_list, tmp_path):
-    _write(root, CHAIRS[2], **change)
+    shapenet_sample.write(root, CHAIRS[2], **change)
     with pytest.raises(UserError, match=f"{CHAIRS[2].name}"):
-        records_from_layout.build_records(root, split_list, tmp_path / "r", RecordsConfig("x", 3))
+        _build(root, split_list, tmp_path / "r")

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from data_tools import meshes
+from tfjoint.errors import UserError
 
 CHAIR = furniture.chair("low", 1.0, 2.0)
+POSE = meshes.pose("y", "z")
 
 
 def _extent(mesh):
@@ -66,7 +68,7 @@ def test_an_obj_that_cannot_be_read_is_unusable():
 
 
 def test_a_prepared_chair_stands_upright_with_its_back_at_minus_x():
-    mesh = meshes.prepare(furniture.box_mesh(*CHAIR.boxes), np.eye(3))
+    mesh = meshes.prepare(furniture.box_mesh(*CHAIR.boxes), POSE)
     low, high = _extent(mesh)
     np.testing.assert_allclose(low + high, 0, atol=1e-12)
     assert np.linalg.norm(high - low) == pytest.approx(1)
@@ -79,7 +81,7 @@ def test_a_prepared_chair_stands_upright_with_its_back_at_minus_x():
 def test_the_right_hand_of_a_prepared_mesh_stays_right():
     # A rotation, not a reflection: text on a textured front would otherwise read backwards.
     box = furniture.box_mesh(((0, 0, 0), (3, 2, 1)))
-    turned = meshes.prepare(box, np.eye(3))
+    turned = meshes.prepare(box, POSE)
     before = np.linalg.det(box.corners[[0, 2, 4], 1] - box.corners[[0, 2, 4], 0])
     after = np.linalg.det(turned.corners[[0, 2, 4], 1] - turned.corners[[0, 2, 4], 0])
     assert before * after > 0
@@ -89,8 +91,21 @@ def test_the_catalogue_rotation_comes_before_the_turn():
     # z up in the file; the catalogue's matrix lays it upright.
     lying = furniture.box_mesh(((0, 0, 0), (1, 2, 5)))
     upright = np.array([[1, 0, 0], [0, 0, 1], [0, -1, 0]])
-    low, high = _extent(meshes.prepare(lying, upright))
+    low, high = _extent(meshes.prepare(lying, POSE @ upright))
     np.testing.assert_allclose(high - low, np.array([2, 5, 1]) / np.sqrt(30))
+
+
+@pytest.mark.parametrize("up", meshes.DIRECTIONS)
+@pytest.mark.parametrize("front", meshes.DIRECTIONS)
+def test_a_pose_turns_up_to_y_and_front_to_x(up, front):
+    if up[-1] == front[-1]:
+        with pytest.raises(UserError, match=r"not at right angles"):
+            meshes.pose(up, front)
+        return
+    rotation = meshes.pose(up, front)
+    assert np.linalg.det(rotation) == pytest.approx(1)
+    np.testing.assert_array_equal(rotation @ meshes.DIRECTIONS[up], [0, 1, 0])
+    np.testing.assert_array_equal(rotation @ meshes.DIRECTIONS[front], [1, 0, 0])
 
 
 @pytest.mark.parametrize("high", [(0, 0, 0), (1, 0, 0)])
@@ -101,7 +116,7 @@ def test_a_mesh_without_extent_is_unusable(high):
 
 @pytest.fixture(scope="module")
 def prepared():
-    return meshes.prepare(furniture.box_mesh(*CHAIR.boxes, colour=(0.9, 0.5, 0.1)), np.eye(3))
+    return meshes.prepare(furniture.box_mesh(*CHAIR.boxes, colour=(0.9, 0.5, 0.1)), POSE)
 
 
 def test_a_copy_is_a_pure_function_of_seed_object_and_number(prepared):

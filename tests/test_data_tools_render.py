@@ -151,3 +151,47 @@ def test_without_the_lowest_index_the_voxels_would_miss_the_silhouettes(steps):
     camera = render.cameras(0, "steps", 1)[0]
     view = render.Renderer(steps).render(camera, 64)[..., 3] > 127
     assert _iou(view, cells.render(camera, 64)[..., 3] > 127) < 0.7
+
+
+def test_rays_beside_the_bounding_box_meet_nothing(steps, monkeypatch):
+    renderer = render.Renderer(steps)
+    cameras = [*render.cameras(0, "steps", 6), np.array([200.0, 26.0, 0.0, 0.4])]
+    windows = [renderer.cast(camera, 60) for camera in cameras]
+    monkeypatch.setattr(renderer, "_window", lambda camera, size: (slice(0, 60), slice(0, 60)))
+    for camera, window in zip(cameras, windows):
+        np.testing.assert_array_equal(window, renderer.cast(camera, 60))
+
+
+def test_a_pixel_is_the_mean_of_the_rays_in_it():
+    rays = np.random.default_rng(0).random((12, 12, 4))
+    rays[..., 3] = rays[..., 3] < 0.5
+    rays[..., :3] *= rays[..., 3:]
+    image = render.develop(rays, 4)
+    block = rays[3:6, 6:9]
+    assert image[1, 2, 3] == round(255 * block[..., 3].mean())
+    colour = block[..., :3].sum((0, 1)) / block[..., 3].sum()
+    np.testing.assert_allclose(image[1, 2, :3], 255 * colour, atol=0.5)
+
+
+def test_a_ray_in_two_pixels_counts_for_each_by_its_share():
+    # Seven rays to four pixels: the second pixel holds 1/4 + 1 + 1/2 of rays 1, 2 and 3.
+    rays = np.zeros((7, 7, 4))
+    rays[:, 1], rays[:, 3] = (1, 0, 0, 1), (0, 1, 0, 1)
+    image = render.develop(rays, 4)
+    share = np.array([0.25, 0.5]) / 1.75
+    assert image[2, 1].tolist() == [
+        *(round(255 * part / share.sum()) for part in share),
+        *(0, round(255 * share.sum())),
+    ]
+    whole = render.develop(np.ones((274, 274, 4)), 68)
+    assert (whole == 255).all()
+
+
+def test_a_smaller_view_of_the_same_rays_shows_the_same(steps):
+    camera = render.cameras(0, "steps", 1)[0]
+    rays = render.Renderer(steps).cast(camera, 274)
+    small = render.develop(rays, 68).astype(float)
+    other = render.Renderer(steps).render(camera, 68, 4).astype(float)
+    assert np.abs(small - other)[..., 3].mean() < 2
+    inside = (small[..., 3] == 255) & (other[..., 3] == 255)
+    assert np.abs(small - other)[inside].mean() < 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 import zipfile
 
@@ -210,7 +211,15 @@ def test_a_damaged_catalogue_is_refused(lines, tmp_path):
         ("Upper shelves cabinet", "cabinet"),
         ("Oriental rug", categories.DROPPED),
         ("Shower door", categories.DROPPED),
-        ("Cup cake", categories.OTHER),
+        ("Cup cake", "food"),
+        ("Coffee cup", "kitchenware"),
+        ("Plate, glasses and cutlery", "kitchenware"),
+        ("Rounded type A plug", "switch"),
+        ("Socket", "clothing"),
+        ("Wall socket", "switch"),
+        ("Indoor bike", "sport"),
+        ("Bill 10€", categories.DROPPED),
+        ("Rail crossing", categories.OTHER),
         ("", categories.OTHER),
     ],
 )
@@ -221,6 +230,15 @@ def test_catalogue_names_have_readable_categories(name, category):
 def test_a_word_belongs_to_one_category_only():
     words = [word for words in categories._WORDS.values() for word in words.split()]
     assert len(words) == len(set(words))
+
+
+def test_a_name_is_listed_once_and_only_where_its_last_word_says_something_else():
+    names = [name for found in categories._NAMES.values() for name in found]
+    assert len(names) == len(set(names))
+    for category, found in categories._NAMES.items():
+        for name in found:
+            last = re.sub(r" (with|and|on) .*", "", name.lower()).split()[-1].strip(",")
+            assert categories._CATEGORY_OF_WORD.get(last, categories.OTHER) != category, name
 
 
 def test_small_categories_become_other():

@@ -29,6 +29,16 @@ def test_groups_are_connected_through_what_lies_between():
     assert splits.near_duplicates(grids) == [0, 0, 2, 0]
 
 
+def test_groups_do_not_depend_on_how_many_grids_are_compared_at_once(monkeypatch):
+    rng = np.random.default_rng(0)
+    grids = [_box(*size) for size in rng.integers(6, 11, (40, 3))]
+    grids += [grid[:, :, ::-1] for grid in grids[:5]]
+    groups = splits.near_duplicates(grids)
+    assert 5 < len(set(groups)) < 35
+    monkeypatch.setattr(splits, "_GRIDS_AT_ONCE", 7)
+    assert splits.near_duplicates(grids) == groups
+
+
 def test_mirror_images_are_near_duplicates_in_z_only():
     grid = np.random.default_rng(0).random((10, 10, 10)) < 0.3
     assert splits.near_duplicates([grid, grid[:, :, ::-1]]) == [0, 0]

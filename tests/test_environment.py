@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import re
 import sys
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,30 @@ def test_constraints_choose_the_tensorflow_of_their_environment(name, tensorflow
 
 
 _TENSORBOARD_PATCH = {"default": ".1", "tf221": ".0", "tf214": ".1"}
+
+
+def test_nothing_that_is_installed_has_moved_from_its_pin():
+    """Not even for Apache Beam, where that was added."""
+    pins = _pins({"2.14": "tf214", "2.17": "default", "2.21": "tf221"}[TENSORFLOW])
+    installed = {
+        re.sub(r"[_.]", "-", found.metadata["Name"].lower()): found.version
+        # Where pip installs: setuptools brings packages of its own, elsewhere.
+        for found in importlib.metadata.distributions(path=[sysconfig.get_path("purelib")])
+    }
+    assert not {n: v for n, v in installed.items() if n in pins and v not in pins[n]}
+    assert len(set(pins) & set(installed)) > 30
+
+
+def test_whatever_apache_beam_requires_is_pinned():
+    lines = (ROOT / "constraints" / "default.txt").read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if line.startswith("apache-beam==")]
+    try:
+        required = importlib.metadata.requires("apache-beam") or []
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("Apache Beam is not installed: make test-beam installs it")
+    names = {re.split(r"[^\w.-]", line)[0].lower() for line in required if "extra ==" not in line}
+    assert len(names) > 10
+    assert not {re.sub(r"[_.]", "-", name) for name in names} - set(_pins("default"))
 
 
 def test_this_is_one_of_the_three_environments():

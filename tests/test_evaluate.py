@@ -20,7 +20,17 @@ import tiny
 from absl import flags
 from PIL import Image
 
-from tfjoint import entry, evaluate, export, files, models, provenance, records, report
+from tfjoint import (
+    entry,
+    evaluate,
+    export,
+    files,
+    gallery,
+    models,
+    provenance,
+    records,
+    report,
+)
 from tfjoint.config import Config, resolve
 from tfjoint.errors import UserError
 from tfjoint.evaluate import Protocol
@@ -256,21 +266,6 @@ def test_the_best_training_grid_is_found_for_every_test_grid(data, results):
     assert found["std"] == pytest.approx(np.std(ious))
 
 
-def test_the_best_training_grid_of_an_empty_grid_is_an_empty_one():
-    full, empty = np.ones((1, 2, 2, 2), bool), np.zeros((1, 2, 2, 2), bool)
-    training = np.concatenate([full, empty])
-    np.testing.assert_array_equal(evaluate._best_ious(empty, training), [1])
-    np.testing.assert_array_equal(evaluate._best_ious(empty, full), [0])
-
-
-def test_the_best_training_grid_is_found_in_every_block():
-    rng = np.random.default_rng(0)
-    training = rng.random((600, 2, 2, 2)) < 0.5
-    training[:, 0, 0, 0] = True
-    truth = training[[0, 511, 512, 599]]
-    np.testing.assert_allclose(evaluate._best_ious(truth, training), 1)
-
-
 def test_the_mean_colour_is_that_of_the_training_views(data, results):
     """The command draws the training views with seed 0, as many per object as it evaluates."""
     from tfjoint.dataset import evaluation_views
@@ -471,6 +466,97 @@ def test_the_command_evaluates_every_rate_or_those_of_the_config(
         run_command(f"--export={path}", f"--data={raw}", f"--output={output}")
 
 
+# --- Shapes to look at ----------------------------------------------------------------------------
+
+
+def looked_at(path: Path, results: dict, count: int) -> gallery.Gallery:
+    config = Config.from_json(export.read_description(path)["config"])
+    protocol = Protocol(views=VIEWS, iterations=2, seed=SEED)
+    return evaluate.examples(path, config, protocol, results["rows"], count)
+
+
+@pytest.mark.parametrize("name", [name for name in KINDS if name != "compression"])
+def test_shapes_to_look_at_are_those_whose_iou_is_in_the_results(evaluated, data, name):
+    path, results = evaluated(name)
+    shown = looked_at(path, results, 3)
+    rows, test = results["rows"], split(data, "test")[:3]
+    assert shown.percent().shape == (3, len(rows), VIEWS, 32, 32, 32)
+    assert shown.names == tuple(record.object_id for record in test)
+    assert shown.categories == tuple(record.category for record in test)
+    assert shown.rates == tuple(map(report.rate_name, rows)) and shown.views == (1, 2)
+    assert shown.weights_sha256 == rows[0]["weights_sha256"]
+    assert shown.title == report.title(results)
+    for number, record in enumerate(test):
+        np.testing.assert_array_equal(shown.truth[number], record.voxels)
+        for rate, row in enumerate(rows):
+            found = overlap(shown.percent()[number, rate, -1] >= 40, record.voxels)
+            assert found == pytest.approx(row["objects"][number]["iou"], abs=2e-4)
+
+
+@pytest.mark.parametrize("name", ["separate", "implicit", "reconstruction"])
+def test_shapes_of_fewer_views_are_made_of_the_first_ones_alone(evaluated, data, name):
+    path, results = evaluated(name)
+    shown = looked_at(path, results, 2)
+    signatures = tf.saved_model.load(str(path)).signatures
+    for number, record in enumerate(split(data, "test")[:2]):
+        first = results["rows"][0]["objects"][number]["views"][0]
+        given = {"images": tf.constant(view(record.views[first])[None, None])}
+        if "encode" in signatures:
+            times = {"iterations": tf.constant(1)} if name == "separate" else {}
+            given = signatures["encode"](**given, **times)
+        expected = signatures["reconstruct"](**given)["occupancy"].numpy()[0]
+        found = shown.percent()[number, 0, 0].astype(int)
+        assert np.abs(found - np.floor(100 * expected)).max() <= 1
+        assert np.mean(found == np.floor(100 * expected)) > 0.99
+        assert (found != shown.percent()[number, 0, 1]).any()
+
+
+def test_pictures_to_look_at_are_the_views_before_and_after(evaluated, data, coded):
+    path, results = evaluated("separate")
+    shown = looked_at(path, results, 1)
+    ids = results["rows"][0]["objects"][0]["views"]
+    images = np.stack([view(split(data, "test")[0].views[index]) for index in ids])
+    np.testing.assert_array_equal(shown.images[0], np.round(images * 255))
+    assert shown.decoded.shape == (1, 2, VIEWS, SIDE, SIDE, 3)
+    for rate, row in enumerate(results["rows"]):
+        errors = np.mean((images - shown.decoded[0, rate] / 255) ** 2, axis=(1, 2, 3))
+        assert np.mean(-10 * np.log10(errors)) == pytest.approx(
+            row["objects"][0]["psnr_db"], abs=0.05
+        )
+    assert looked_at(*evaluated("implicit"), 1).decoded is None
+
+    path, results = evaluated("jpeg2000")
+    shown = looked_at(path, results, 1)
+    assert shown.images is None and shown.decoded.shape == (1, 3, VIEWS, SIDE, SIDE, 3)
+    for rate, decoded in zip(RATES, shown.decoded[0]):
+        views = split(coded / str(rate), "test")[0].views
+        expected = np.stack([view(views[index]) for index in ids])
+        np.testing.assert_array_equal(decoded, np.round(expected * 255))
+        assert decoded[..., 2].max() == rate
+
+
+def test_the_command_writes_shapes_beside_the_results_when_asked(
+    run_command, evaluated, tmp_path, capsys
+):
+    path, results = evaluated("implicit")
+    given = [f"--export={path}", f"--views={VIEWS}", f"--seed={SEED}"]
+    run_command(*given, f"--output={tmp_path / 'a.json'}")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+    run_command(*given, f"--output={tmp_path / 'a.json'}", "--examples=99")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a-examples.npz", "a.json"]
+    shown = gallery.read_gallery(tmp_path / "a-examples.npz")
+    assert len(shown.names) == TEST_OBJECTS
+    np.testing.assert_array_equal(shown.percent()[:1], looked_at(path, results, 1).percent())
+    assert f"shapes: {tmp_path / 'a-examples.npz'}" in capsys.readouterr().out
+
+
+def test_shapes_of_a_codec_alone_are_refused(run_command, evaluated):
+    path, _ = evaluated("compression")
+    with pytest.raises(UserError) as caught:
+        run_command(f"--export={path}", "--examples=1")
+    assert str(caught.value) == "examples=1 has no effect on model compression"
+
+
 # --- The command ----------------------------------------------------------------------------------
 
 
@@ -577,6 +663,7 @@ def _output_below_a_file(exported: Path, tmp_path: Path) -> list[str]:
         (lambda e, _: [f"--export={e}", "--views=0"], "views must be at least 1"),
         (lambda e, _: [f"--export={e}", "--iterations=-1"], "Received: 5, -1, 0"),
         (lambda e, _: [f"--export={e}", "--seed=-1"], "seed at least 0"),
+        (lambda e, _: [f"--export={e}", "--examples=-1"], "Received: 5, 0, -1, 0"),
         (lambda e, _: [f"--export={e}", "--split=validation"], "no split 'validation'"),
         (lambda e, t: [f"--export={e}", f"--data={t / 'none'}"], "no record directory"),
         (lambda e, _: [f"--export={e}", "--seeed=1"], "seeed"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -72,17 +71,16 @@ def test_until_the_block_ends_the_target_is_untouched(tmp_path, as_directory):
 
 
 @pytest.mark.parametrize("as_directory", [False, True])
-def test_what_a_killed_process_with_the_same_number_left_is_no_obstacle(tmp_path, as_directory):
+def test_two_writers_at_once_share_no_temporary_name_and_the_last_one_stays(tmp_path, as_directory):
     target = tmp_path / "target"
-    with files.replacing(target) as temporary:
-        name = temporary
-        write(temporary, "new", as_directory=True)
-    assert str(os.getpid()) in name.name
-    write(name, "left over", as_directory)
-    with files.replacing(target) as temporary:
-        assert temporary == name
-        write(temporary, "newer", as_directory=True)
-    assert contents(tmp_path) == {"target": None, "target/inner": "newer"}
+    with files.replacing(target) as late:
+        write(late, "late", as_directory)
+        with files.replacing(target) as early:
+            write(early, "early", as_directory)
+        name = "target/inner" if as_directory else "target"
+        assert contents(tmp_path)[name] == "early"
+    assert contents(tmp_path)[name] == "late"
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]
 
 
 def test_a_temporary_name_is_told_from_others(tmp_path):

@@ -21,16 +21,21 @@ ORDER = (
     *("errors", "files", "provenance", "config", "records", "dataset"),
     "layers",
     "models",
-    *("losses", "metrics"),
-    *("bitstream", "coding", "voxels"),
+    *("losses", "metrics", "baselines"),
+    *("bitstream", "coding", "png", "voxels", "binvox", "gallery", "shapes"),
     *("checkpoint", "summaries", "workers", "trainer", "export"),
-    *("codec", "report"),
-    *("entry", "evaluate", "compare", "train"),
+    *("codec", "report", "page"),
+    *("entry", "evaluate", "compare", "view", "train"),
 )
-WITHOUT_TENSORFLOW = ("bitstream", "report")
+WITHOUT_TENSORFLOW = ("bitstream", "shapes", "report", "page", "view")
 FOR_LAYERS = {"keras", "numpy", "tensorflow"}
-FOR_DATA_TOOLS = {"errors", "files", "provenance", "config", "records", "entry"}
-ENTRY_POINTS = {"tfjoint.entry", "tfjoint.evaluate", "tfjoint.compare", "tfjoint.train"}
+FOR_DATA_TOOLS = {
+    *("errors", "files", "provenance", "config", "records", "baselines"),
+    *("png", "voxels", "binvox", "entry"),
+}
+ENTRY_POINTS = {
+    *("tfjoint.entry", "tfjoint.evaluate", "tfjoint.compare", "tfjoint.view", "tfjoint.train"),
+}
 
 # An import name whose distribution is called something else.
 DISTRIBUTIONS = {"absl": "absl-py", "PIL": "pillow"}
@@ -170,7 +175,7 @@ def test_layers_import_tensorflow_and_keras_alone(imports):
         assert _third_party(targets) <= FOR_LAYERS, module
 
 
-def test_bitstream_and_report_do_without_tensorflow(imports):
+def test_what_looks_at_results_does_without_tensorflow(imports):
     for name in WITHOUT_TENSORFLOW:
         through = _roots(reachable(imports, f"tfjoint.{name}"))
         assert not through & {"tensorflow", "keras", "tensorboard"}, name
@@ -223,7 +228,7 @@ def test_every_imported_package_is_a_declared_dependency(imports):
         name = re.split(r"[^\w.-]", requirement, maxsplit=1)[0].lower()
         extra = re.search(r"extra == ['\"](\w+)['\"]", requirement)
         declared.setdefault(extra[1] if extra else "", set()).add(name)
-    for package, extras in (("tfjoint", ("tfc", "tf214")), ("data_tools", ("data",))):
+    for package, extras in (("tfjoint", ("tfc", "tf214")), ("data_tools", ("data", "beam"))):
         allowed = declared[""].union(*(declared[extra] for extra in extras))
         for module, targets in imports.items():
             if _is_in(module, package):

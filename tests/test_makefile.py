@@ -106,6 +106,25 @@ def test_pins_and_extras_reach_pip(machine):
     assert package.endswith("--no-build-isolation --editable .[tfc,data,dev]")
 
 
+def test_beam_is_added_to_the_environment_under_its_pins_and_once(machine):
+    machine.add("python3.11", "3.11")
+    for _ in range(2):
+        done = machine.make("test-beam")
+        assert done.returncode == 0, done.stderr
+    made, _, _, beam, *tests = machine.calls()
+    assert made == "made"
+    assert "--constraint constraints/default.txt --only-binary :all:" in beam
+    assert beam.endswith("--no-build-isolation --editable .[beam]")
+    assert tests == ["-m pytest tests/test_data_tools_beam.py"] * 2
+
+
+def test_a_new_environment_gets_beam_anew(machine):
+    machine.add("python3.11", "3.11")
+    machine.make("test-beam")
+    machine.make("test-beam", PYTHON=str(machine.add("mine", "3.12")))
+    assert sum(call.endswith(".[beam]") for call in machine.calls()) == 2
+
+
 def test_a_finished_set_up_is_not_repeated(machine):
     machine.add("python3.11", "3.11")
     machine.make()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from data_tools import data_card, splits
 from tfjoint import compare, report
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,7 +47,11 @@ def run(line: str, cwd: Path) -> str:
 def test_every_command_is_run_by_a_test_of_this_file_or_named_here():
     elsewhere = {
         "TF_CONFIG=": "test_distribution",
-        "data_tools.build_demo": "test_data_tools_build",
+        "make data": "test_makefile",
+        "data_tools.build_open": "test_data_tools_build",
+        "data_tools.build_meshes": "test_data_tools_build",
+        "data_tools.build_shapenet": "test_data_tools_shapenet",
+        "worker_pool_main": "test_data_tools_beam",
         "data_tools.build_jpeg2000": "test_data_tools_jpeg2000",
     }
     here = (
@@ -56,7 +61,8 @@ def test_every_command_is_run_by_a_test_of_this_file_or_named_here():
         "tfjoint.train",
         "tfjoint.evaluate",
         "tfjoint.compare",
-        "check_records",
+        "tfjoint.view",
+        "data_tools.verify",
     )
     for line in commands():
         assert any(part in line for part in (*here, *elsewhere)), line
@@ -93,11 +99,15 @@ def test_train_evaluate_tensorboard_and_the_snippet_work_as_written(tmp_path):
     assert {row["views"] for row in rows} == {3} and len(rows) == 8
     assert report.table(json.loads((tmp_path / output).read_text(encoding="utf-8"))) in printed
 
+    printed = run(command("tfjoint.view"), tmp_path)
+    shown = Path(output).with_suffix(".html")
+    assert f"page: {shown}" in printed and (tmp_path / shown).stat().st_size > 2**20
+
     logdir = re.search(r"--logdir=(\S+)", command("tensorboard"))[1]
     inspect = f"{PYTHON} -m tensorboard.main --inspect --logdir={logdir}"
     assert "scalars" in run(inspect, tmp_path)
 
-    assert "35" in run(command("check_records"), ROOT)
+    assert "test: 35 objects" in run(command("data_tools.verify"), ROOT)
 
     (snippet,) = blocks("python")
     result = subprocess.run(
@@ -170,3 +180,17 @@ def test_the_demo_beats_the_baselines_that_it_prints():
     for iterations in (1, 8):
         assert by_iterations[iterations]["iou"]["mean"] > shape
         assert by_iterations[iterations]["psnr_db"] > colour
+
+
+def test_the_open_set_holds_what_its_data_card_says():
+    card = json.loads((ROOT / "docs" / "open-card.json").read_text(encoding="utf-8"))
+    train, test = card["splits"]["train"], card["splits"]["test"]
+    originals = train["objects"] - train["copies"]
+    assert train["copies"] == 4 * originals
+    flat = " ".join(README.split())
+    assert (
+        f"{originals} training objects, each with four copies, and {test['objects']} test" in flat
+    )
+    assert "\n".join(data_card.as_text(card)) + "\n" == (ROOT / "docs" / "open-card.md").read_text()
+    listed = splits.split_sha256(ROOT / "data_tools" / "open.json")
+    assert card["split_list"] == {"name": "open", "sha256": listed}

@@ -184,6 +184,10 @@ def test_a_manifest_comes_back_as_it_was_written(tmp_path):
     coded = dataclasses.replace(manifest, jpeg2000={"rate": 48.0, "mode": "asked"})
     records.write_manifest(tmp_path, coded)
     assert records.read_manifest(tmp_path) == coded != manifest
+    assert "left_out" not in json.loads((tmp_path / records.MANIFEST).read_text())
+    with_gaps = dataclasses.replace(manifest, left_out={"chair/b": "b.png is missing"})
+    records.write_manifest(tmp_path, with_gaps)
+    assert records.read_manifest(tmp_path) == with_gaps
 
 
 def test_the_data_hash_is_that_of_the_manifest_and_sees_a_change_of_any_object(tmp_path):
@@ -309,6 +313,8 @@ def test_an_unknown_schema_of_a_manifest_is_one_line_that_says_what_to_do(tmp_pa
         {"jpeg2000": {"mode": "asked"}},
         {"jpeg2000": {"rate": "48"}},
         {"jpeg2000": {"rate": None}},
+        {"left_out": ["chair/b"]},
+        {"left_out": {"chair/b": 3}},
         {"splits": ...},
         {"splits": []},
         {"splits": {"train": 3}},

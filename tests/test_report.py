@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 
 import pytest
@@ -156,3 +157,34 @@ def test_a_table_shows_what_the_file_holds_and_changes_nothing():
     changed = copy.deepcopy(RESULTS)
     changed["rows"][1]["iou"]["mean"] = 0.987
     assert report.table(changed) != first and "0.987 +- " in report.table(changed)
+
+
+# --- One file -------------------------------------------------------------------------------------
+
+
+def test_a_row_is_named_after_what_sets_its_rate():
+    names = {
+        "T = 1, 384:1": {},
+        "T = 7, 54.86:1": {"iterations": 7, "rate": {"nominal": 384 / 7}},
+        "480:1": {"iterations": None, "rate": {**REAL, "nominal": 480.0}},
+        "": {"iterations": None, "rate": {"nominal": None}},
+    }
+    for name, changes in names.items():
+        assert report.rate_name({**ROW, **changes}) == name
+
+
+def test_the_title_is_the_first_line_of_the_table():
+    title = "direct, mini profile, 1200 steps; open-demo test: 35 objects, 5 views each"
+    assert report.title(RESULTS) == title
+    assert report.table(RESULTS).startswith(title + "\n")
+
+
+def test_a_file_is_read_as_it_was_written(tmp_path):
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(RESULTS))
+    assert report.read_results(path) == RESULTS
+    assert report.examples_path(path) == tmp_path / "results-examples.npz"
+    path.write_bytes(b"\xff")
+    with pytest.raises(report.ResultsError, match="is not a results file") as caught:
+        report.read_results(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Surfaces of occupancy grids: closed, turned outwards, and nothing inside."""
+"""Surfaces of occupancy grids: closed, turned outwards, nothing inside; and their pictures."""
 
 from __future__ import annotations
 
@@ -105,3 +105,61 @@ def test_a_grid_of_zeros_and_ones_is_taken_too():
     for found, expected in zip(voxels.surface(GRIDS["random"].astype(int)),
                                voxels.surface(GRIDS["random"])):  # fmt: skip
         np.testing.assert_array_equal(found, expected)
+
+
+# --- Pictures -------------------------------------------------------------------------------------
+
+
+def looked_at(grid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A picture, and the faces in it found by shooting a ray through every pixel's middle.
+
+    The faces are 1, 2 and 3 for those towards +x, +y and +z, and 0 for none.
+    """
+    shown = voxels.picture(grid)
+    side, (height, width, _) = len(grid), shown.shape
+    half, rise = width / (2 * side), height / side - width / (2 * side)
+    row, column = (np.indices((height, width)) + 0.5).reshape(2, -1)
+    # A point (x, y, z) is drawn in column (x - z + D) half, row (x + z) half / 2 + (D - y) rise.
+    across, down = column / half - side, (row - side * rise) / (half / 2)
+    start = np.stack([(down + across) / 2, np.zeros_like(row), (down - across) / 2], axis=-1)
+    towards = np.array([1, half / rise, 1])  # the viewer; a step that stays on the same pixel
+    first = np.zeros(len(row), int)
+    best = np.full(len(row), -np.inf)
+    for axis in range(3):
+        for plane in range(1, side + 1):
+            steps = (plane - start[:, axis]) / towards[axis]
+            cell = np.floor(start + steps[:, np.newaxis] * towards).astype(int)
+            cell[:, axis] = plane - 1
+            inside = np.all((cell >= 0) & (cell < side), axis=1)
+            hit = inside & grid[tuple(np.clip(cell, 0, side - 1).T)] & (steps > best)
+            first[hit], best[hit] = axis + 1, steps[hit]
+    return shown, first.reshape(height, width)
+
+
+@pytest.mark.parametrize("name", ["one cell", "two cells that share an edge", "full", "random"])
+def test_every_pixel_has_the_shade_of_the_face_that_a_ray_through_it_hits(name):
+    shown, faces = looked_at(GRIDS[name])
+    green = shown[..., 1].astype(int)
+    expected = np.array([255, 133, 170, 102])[faces]  # 78 %, all and 60 % of a green of 170
+    # Within a pixel of an edge there are lines and mixed colours.
+    same = np.ones(faces.shape, bool)
+    for axis in (0, 1):
+        for step in (1, -1):
+            same &= np.roll(faces, step, axis) == faces
+    clear = np.abs(green - expected) <= 1
+    assert clear[same].mean() > 0.85
+    assert clear[same & (faces == 0)].all()
+    assert (green[same & (faces > 0)] < 175).all()
+    assert {0, 1, 2, 3} == set(np.unique(faces[same]))
+
+
+def test_a_picture_of_nothing_is_white_and_of_the_size_of_any_other():
+    empty = voxels.picture(np.zeros((32, 32, 32), bool))
+    assert empty.shape == voxels.picture(np.ones((32, 32, 32), bool)).shape == (576, 512, 3)
+    assert (empty == 255).all()
+
+
+def test_the_colour_of_a_picture_can_be_chosen():
+    shown = voxels.picture(GRIDS["full"], colour=(200, 0, 0))
+    assert (shown[shown[..., 0] < 255][..., 1] == 0).mean() > 0.9
+    assert shown.reshape(-1, 3)[:, 0].tolist().count(200) > 1000

@@ -5,7 +5,6 @@ python -m tfjoint.compare --results=results/demo
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,7 @@ from typing import Any
 from absl import flags
 
 from tfjoint import entry, report
-from tfjoint.errors import UserError
-
-
-class ResultsError(UserError):
-    """A directory without results files, or a file that is none."""
+from tfjoint.report import ResultsError
 
 
 def define_flags() -> None:
@@ -32,19 +27,9 @@ def read_results(directory: Path) -> dict[str, Mapping[str, Any]]:
     """
     paths = {path.stem: path for path in directory.glob("*.json")}
     paths |= {path.parent.name: path for path in directory.glob("*/results.json")}
-    found = {}
-    for name, path in sorted(paths.items()):
-        try:
-            found[name] = json.loads(path.read_text(encoding="utf-8"))
-            report.table(found[name])
-        except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-            raise ResultsError(
-                f"{path} is not a results file ({type(error).__name__}: {error}): "
-                "tfjoint.evaluate writes them"
-            ) from error
-    if not found:
+    if not paths:
         raise ResultsError(f"no results files in {directory}: tfjoint.evaluate writes them")
-    return found
+    return {name: report.read_results(path) for name, path in sorted(paths.items())}
 
 
 def main(argv: Sequence[str]) -> None:

@@ -142,6 +142,7 @@ class Config:
         low=1.0, item=float,
     )  # fmt: skip
     background: str = _setting("black", "colour behind the object", choices=BACKGROUNDS)
+    photos: str = _setting("", "folder of photos to put behind the objects, instead of a colour")
 
     loss_weight: float = _setting(1.0, "weight of L_3D beside L_comp (Eq. 16)", low=0.0)
     optimizer: str = _setting("adam", "optimizer", choices=OPTIMIZERS)

@@ -31,8 +31,11 @@ DEMO = Path(__file__).parent / "demo"
 TEST_GREY = 240 / 255
 """What stands for a "random" background at test time (Choy et al.)."""
 
+PHOTO_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png")
+_MOST_PHOTOS = 4096
+
 # One stream of random numbers per kind of draw, so that none depends on another's length.
-_ORDER, _MINIBATCH = 0, 1
+_ORDER, _MINIBATCH, _PHOTOS = 0, 1, 2
 
 
 class Split:
@@ -41,15 +44,24 @@ class Split:
     Raises `RecordError` where the record sets of the rates do not hold the same objects.
     """
 
-    def __init__(self, sets: Sequence[RecordSet], rates: Sequence[float] = ()) -> None:
+    def __init__(
+        self,
+        sets: Sequence[RecordSet],
+        rates: Sequence[float] = (),
+        photos: np.ndarray | None = None,
+    ) -> None:
         self._sets = tuple(sets)
+        self.photos = photos
+        """[N, H, W, 3] uint8, to put behind the objects, if not a colour."""
         self.rates = tuple(rates)
         """The rates of JPEG 2000 views, one record set each; () for raw views."""
         first, *others = self._sets
         self.manifest = first.manifest
         self.objects = first.objects
         digests = [records.data_sha256 for records in self._sets]
-        self.data_sha256 = digests[0] if not others else _sha256_of(*digests)
+        if photos is not None:
+            digests.append(hashlib.sha256(photos.tobytes()).hexdigest())
+        self.data_sha256 = digests[0] if len(digests) == 1 else _sha256_of(*digests)
         for other in others:
             if [o.object_id for o in other.objects] != [o.object_id for o in self.objects]:
                 raise RecordError(
@@ -90,7 +102,8 @@ def open_split(config: Config, split: str, views: int | None = None) -> Split:
 
     Raises:
       RecordError: the records are missing or damaged.
-      ConfigError: image, grid, number of views, rates or background do not fit the records.
+      ConfigError: image, grid, number of views, rates or background do not fit the records, or
+        the photos cannot be read.
     """
     opened = _open_rates(config, split) if config.uses("rates") else _open_raw(config, split)
     manifest = opened.manifest
@@ -113,16 +126,17 @@ def open_split(config: Config, split: str, views: int | None = None) -> Split:
             f"to at most {manifest.views}"
         )
     coded_over = manifest.jpeg2000.get("background", config.background)
-    if coded_over != config.background:
+    if coded_over != config.background or (manifest.jpeg2000 and config.photos):
         raise ConfigError(
-            f"background={config.background}, but the JPEG 2000 views were coded over "
-            f"{coded_over}: set background={coded_over}, or build them again"
+            f"background={config.photos or config.background}, but the JPEG 2000 views were coded "
+            f"over {coded_over}: set background={coded_over}, without photos, or build them again"
         )
     return opened
 
 
 def _open_raw(config: Config, split: str) -> Split:
-    return Split([RecordSet(record_directory(config), split)])
+    photos = read_photos(Path(config.photos), config.image_size) if config.photos else None
+    return Split([RecordSet(record_directory(config), split)], photos=photos)
 
 
 def _open_rates(config: Config, split: str) -> Split:
@@ -150,6 +164,31 @@ def _open_rates(config: Config, split: str) -> Split:
     return Split([RecordSet(found[rate], split) for rate in rates], rates)
 
 
+def read_photos(folder: Path, size: int) -> np.ndarray:
+    """Return the photos of a folder, by name, as [N, size, size, 3] uint8: the middle of each.
+
+    Raises `ConfigError` when there are none, too many, or one that cannot be read.
+    """
+    paths = sorted(p for p in folder.glob("*") if p.suffix.lower() in PHOTO_SUFFIXES)
+    if not 0 < len(paths) <= _MOST_PHOTOS:
+        raise ConfigError(
+            f"photos={folder} holds {len(paths)} photos: name a folder with 1 to {_MOST_PHOTOS} "
+            f"files that end in {', '.join(PHOTO_SUFFIXES)}"
+        )
+    return np.stack([_read_photo(path, size) for path in paths])
+
+
+def _read_photo(path: Path, size: int) -> np.ndarray:
+    try:
+        photo = tf.io.decode_image(path.read_bytes(), channels=3, expand_animations=False)
+    except (OSError, tf.errors.InvalidArgumentError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"{path} is no photo that can be read ({reason}): remove it") from error
+    side = min(photo.shape[:2])
+    square = tf.image.resize_with_crop_or_pad(photo, side, side)
+    return tf.cast(tf.round(tf.image.resize(square, [size, size], "area")), tf.uint8).numpy()
+
+
 class Minibatch(NamedTuple):
     """What one training step uses: B objects, V views of each, T iterations."""
 
@@ -164,6 +203,8 @@ class Minibatch(NamedTuple):
     iterations: int
     rate_index: int
     """Which of the records' rates the views have; 0 where they have none."""
+    photos: np.ndarray
+    """[B, V] uint64; modulo the number of photos, which of them is behind the object."""
 
 
 def draw_minibatch(
@@ -195,8 +236,15 @@ def draw_minibatch(
     rows, columns, greys = (draw[:, :view_count] for draw in draws)
     offsets = np.stack([rows, columns], -1) % np.uint64(stored_size - config.image_size + 1)
     backgrounds = _backgrounds(config.background, (225 + greys % np.uint64(31)) / 255)
+    photos = _bits(config.seed, _PHOTOS, step, batch * views).reshape(batch, views)
     return Minibatch(
-        chosen, view_ids, offsets.astype(np.int32), backgrounds, iterations, rate_index
+        chosen,
+        view_ids,
+        offsets.astype(np.int32),
+        backgrounds,
+        iterations,
+        rate_index,
+        photos[:, :view_count],
     )
 
 
@@ -255,7 +303,7 @@ def training_dataset(
         return (
             np.array(images, object),
             drawn.offsets[mine],
-            drawn.backgrounds[mine].astype(np.float32),
+            _behind(records, drawn.backgrounds[mine], drawn.photos[mine]),
             voxels,
             np.int32(drawn.iterations),
             np.int32(step),
@@ -291,7 +339,7 @@ def decode_views(
     Args:
       encoded: [B, V] PNG bytes, RGB or RGBA; alpha blends the view over its background.
       offsets: [B, V, 2] int32, top left corner of the crop.
-      backgrounds: [B, V, 3] float32 in [0, 1].
+      backgrounds: [B, V, h, w, 3] float32 in [0, 1], h = w = 1 or `image_size`.
       image_size: side of the crop.
     """
 
@@ -304,7 +352,7 @@ def decode_views(
     flat = (
         tf.reshape(encoded, [-1]),
         tf.reshape(offsets, [-1, 2]),
-        tf.reshape(backgrounds, [-1, 3]),
+        tf.reshape(backgrounds, tf.concat([[-1], tf.shape(backgrounds)[2:]], 0)),
     )
     images = tf.map_fn(decode, flat, fn_output_signature=tf.TensorSpec([image_size, image_size, 3]))
     images = tf.reshape(images, tf.concat([tf.shape(encoded), tf.shape(images)[1:]], 0))
@@ -339,14 +387,14 @@ def evaluation_examples(
     """
     stored = records.manifest.image_size
     offsets = np.full([1, views, 2], (stored - config.image_size) // 2, np.int32)
-    backgrounds = _backgrounds(config.background, np.full([1, views], TEST_GREY))
+    colours = _backgrounds(config.background, np.full([1, views], TEST_GREY))
     for index in range(len(records)) if indices is None else indices:
         record = records.record(index, rate_index)
         ids = evaluation_views(seed, record.object_id, len(record.views), views)
         encoded = np.array([[record.views[i] for i in ids]], object)
-        images = decode_views(
-            tf.constant(encoded), offsets, backgrounds.astype(np.float32), config.image_size
-        )
+        photos = _object_bits(seed, record.object_id, views, _PHOTOS)[np.newaxis]
+        backgrounds = _behind(records, colours, photos)
+        images = decode_views(tf.constant(encoded), offsets, backgrounds, config.image_size)
         yield Example(
             category=record.category,
             object_id=record.object_id,
@@ -359,9 +407,21 @@ def evaluation_examples(
 
 def evaluation_views(seed: int, object_id: str, stored: int, views: int) -> tuple[int, ...]:
     """Return `views` of the `stored` view ids, drawn once from the seed and the object's id."""
-    digest = hashlib.sha256(f"{seed}/{object_id}".encode()).digest()
-    order = np.argsort(_bits(int.from_bytes(digest[:8], "little"), 0, 0, stored), kind="stable")
+    order = np.argsort(_object_bits(seed, object_id, stored), kind="stable")
     return tuple(int(i) for i in order[:views])
+
+
+def _object_bits(seed: int, object_id: str, count: int, stream: int = 0) -> np.ndarray:
+    digest = hashlib.sha256(f"{seed}/{object_id}".encode()).digest()
+    return _bits(int.from_bytes(digest[:8], "little"), stream, 0, count)
+
+
+def _behind(records: Split, colours: np.ndarray, photos: np.ndarray) -> np.ndarray:
+    # [B, V, 1, 1, 3] of colours [B, V, 3] or [B, V, H, W, 3] of photos [B, V], float32 in [0, 1].
+    if records.photos is None:
+        return colours[:, :, np.newaxis, np.newaxis].astype(np.float32)
+    chosen = photos % np.uint64(len(records.photos))
+    return records.photos[chosen].astype(np.float32) / 255
 
 
 def _backgrounds(background: str, greys: np.ndarray) -> np.ndarray:

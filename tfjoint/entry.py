@@ -14,16 +14,21 @@ class FlagError(UserError):
     """A flag that absl does not accept."""
 
 
-def run(main: Callable[[Sequence[str]], None]) -> None:
-    """Parse the flags and run `main(argv)`; a `UserError` ends in one line and exit code 2."""
+def run(main: Callable[[Sequence[str]], None], inputs: int = 0) -> None:
+    """Parse the flags and run `main(argv)`; a `UserError` ends in one line and exit code 2.
+
+    Args:
+      main: the command.
+      inputs: how many arguments that are no flags it takes, at most.
+    """
     # TensorFlow's errors arrive as exceptions; what its C++ side prints besides is noise.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.set_verbosity(logging.WARNING)
-    run_or_exit(lambda: app.run(main, flags_parser=parse))
+    run_or_exit(lambda: app.run(main, flags_parser=lambda argv: parse(argv, inputs)))
 
 
-def parse(argv: Sequence[str]) -> list[str]:
-    """Parse absl flags. Raises `FlagError` for a wrong flag or an argument that is none."""
+def parse(argv: Sequence[str], inputs: int = 0) -> list[str]:
+    """Parse absl flags. Raises `FlagError` for a wrong flag or more than `inputs` that are none."""
     try:
         remaining = flags.FLAGS(list(argv))
     except flags.Error as error:
@@ -33,6 +38,6 @@ def parse(argv: Sequence[str]) -> list[str]:
         raise FlagError(
             f"a file among the flags is no text ({error}): {' '.join(argv[1:])}"
         ) from error
-    if len(remaining) > 1:
-        raise FlagError(f"unexpected argument {remaining[1]!r}: every setting is a --flag")
+    if len(remaining) > 1 + inputs:
+        raise FlagError(f"unexpected argument {remaining[1 + inputs]!r}: every setting is a --flag")
     return remaining

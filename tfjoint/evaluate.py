@@ -17,12 +17,13 @@ import numpy as np
 from absl import flags
 
 from tfjoint import entry, files, metrics, provenance, report
+from tfjoint.baselines import THRESHOLDS, best_training_grid, mean_shape, pack
 from tfjoint.config import Config, ConfigError
+from tfjoint.gallery import Gallery, from_arrays, percent, write_gallery
 
 if TYPE_CHECKING:
     from tfjoint.dataset import Example, Split
 
-THRESHOLDS = (0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5)
 POOLED_OBJECTS = 6
 """Objects per minibatch in the pooled IoU, as in the released code of the paper."""
 
@@ -36,6 +37,9 @@ def define_flags() -> None:
     flags.DEFINE_integer("iterations", 0, "most iterations; 0 is as many as in training")
     flags.DEFINE_integer("seed", 0, "seed of the drawn views")
     flags.DEFINE_string("output", "", 'results file; "" is results.json beside the export')
+    flags.DEFINE_integer(
+        "examples", 0, "objects whose shapes are written beside the results, for tfjoint.view"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,12 +179,11 @@ def baselines(
             mean = np.broadcast_to(colour, example.images.shape)
             psnr.append(metrics.psnr(example.images, mean).mean())
     if shapes:
-        training = np.stack([train.record(index).voxels for index in range(len(train))])
-        shape, truth = training.mean(axis=0), np.stack(grids)
-        threshold = max(THRESHOLDS, key=lambda t: metrics.iou(shape, training, t).mean())
-        ious = metrics.iou(shape, truth, threshold)
+        training = pack(train.record(i).voxels for i in range(len(train)))
+        truth = pack(grids)
+        threshold, ious = mean_shape(truth, training)
         found["mean_shape"] = {"threshold": threshold, **_mean_std(ious)}
-        found["best_training_grid"] = _mean_std(_best_ious(truth, training))
+        found["best_training_grid"] = _mean_std(best_training_grid(truth, training))
     if images:
         rgb = [round(float(c), 6) for c in colour]
         found["mean_colour"] = {"rgb": rgb, "psnr_db": float(np.mean(psnr))}
@@ -238,29 +241,36 @@ def _measure_object(
     signatures: Mapping[str, Any], config: Config, example: Example, iterations: int
 ) -> list[Measured]:
     """Return what is measured of one object: one item per iteration, or one."""
-    import tensorflow as tf
-
-    images = tf.constant(example.images[np.newaxis])
-    if not config.code_size:
-        return [_measured_shape(signatures["reconstruct"](images=images), example)]
-    if not config.uses("iterations_max"):
-        codes = signatures["encode"](images=images)["codes"]
-        return [_measured_shape(signatures["reconstruct"](codes=codes), example)]
-    codes = signatures["encode"](images=images, iterations=tf.constant(iterations))["codes"]
-    decoded = signatures["decode"](codes=codes)["images"].numpy()[0]  # [V, T, H, W, 3]
+    sent = _sent(signatures, config, example.images, iterations)
+    found = [Measured()] * len(sent)
+    if "reconstruct" in signatures:
+        found = [_measured_shape(signatures["reconstruct"](**views), example) for views in sent]
+    if "decode" not in signatures:
+        return found
+    decoded = signatures["decode"](**sent[-1])["images"].numpy()[0]  # [V, T, H, W, 3]
     original = np.broadcast_to(example.images[:, np.newaxis], decoded.shape)
     l_comp = np.abs(original - decoded).mean(axis=(-3, -2, -1))  # [V, T]
     psnr = metrics.psnr(original, decoded)
-    found = []
-    for t in range(1, iterations + 1):
-        shape = Measured()
-        if "reconstruct" in signatures:
-            # A code is a prefix of a longer one: iteration t does not know how many follow.
-            shape = _measured_shape(signatures["reconstruct"](codes=codes[:, :, :t]), example)
-        found.append(
-            shape._replace(l_comp=float(l_comp[:, :t].mean()), psnr_db=float(psnr[:, t - 1].mean()))
-        )
-    return found
+    return [
+        shape._replace(l_comp=float(l_comp[:, : t + 1].mean()), psnr_db=float(psnr[:, t].mean()))
+        for t, shape in enumerate(found)
+    ]
+
+
+def _sent(
+    signatures: Mapping[str, Any], config: Config, images: np.ndarray, iterations: int
+) -> list[dict[str, Any]]:
+    """Return what is sent of the views [V, H, W, 3] at each rate, as `reconstruct` takes it."""
+    import tensorflow as tf
+
+    views = tf.constant(images[np.newaxis])
+    if not config.code_size:
+        return [{"images": views}]
+    if not config.uses("iterations_max"):
+        return [{"codes": signatures["encode"](images=views)["codes"]}]
+    codes = signatures["encode"](images=views, iterations=tf.constant(iterations))["codes"]
+    # A code is a prefix of a longer one: iteration t does not know how many follow.
+    return [{"codes": codes[:, :, :t]} for t in range(1, iterations + 1)]
 
 
 def _measured_shape(result: Mapping[str, Any], example: Example) -> Measured:
@@ -308,6 +318,72 @@ def _iou(columns: Mapping[str, Sequence[Any]], categories: Sequence[str]) -> dic
     }
 
 
+def examples(
+    export: Path, config: Config, protocol: Protocol, rows: Sequence[Mapping[str, Any]], count: int
+) -> Gallery:
+    """Return the shapes of the first `count` objects at every rate, of 1, 2, ... of their views.
+
+    Args:
+      export: directory of one version.
+      config: the export's config; `data` says where the records are.
+      protocol: split, views, iterations, seed.
+      rows: the results of the same.
+      count: of objects, or all if there are fewer.
+    """
+    from tfjoint.dataset import evaluation_examples, open_split
+
+    signatures = _load(export)
+    split = open_split(config, protocol.split, protocol.views)
+    shown = range(min(count, len(split)))
+    by_rate = [
+        evaluation_examples(config, split, protocol.views, protocol.seed, shown, rate_index=index)
+        for index in range(len(split.rates) or 1)
+    ]
+    objects = [_example(signatures, config, coded, protocol) for coded in zip(*by_rate)]
+    return from_arrays(
+        {
+            **{name: np.stack([found[name] for found in objects]) for name in objects[0]},
+            "rates": [report.rate_name(row) for row in rows],
+            "views": range(1, protocol.views + 1),
+            "title": report.title({"rows": rows}),
+            "weights_sha256": rows[0]["weights_sha256"],
+        }
+    )
+
+
+def _example(
+    signatures: Mapping[str, Any], config: Config, coded: Sequence[Example], protocol: Protocol
+) -> dict[str, Any]:
+    """Return the arrays of `tfjoint.gallery` for one object, given at each rate of its views."""
+    first = coded[0]
+    sent = [
+        views
+        for example in coded
+        for views in _sent(signatures, config, example.images, protocol.iterations)
+    ]
+    found: dict[str, Any] = {
+        "percent": np.stack([_shapes(signatures, views, protocol.views) for views in sent]),
+        "truth": first.voxels,
+        "names": first.object_id,
+        "categories": first.category,
+    }
+    if first.code_bytes is not None:  # JPEG 2000: the original is not there
+        return {**found, "decoded": np.stack([example.images for example in coded])}
+    if "decode" in signatures:
+        decoded = signatures["decode"](**sent[-1])["images"].numpy()[0]  # [V, T, H, W, 3]
+        found["decoded"] = np.moveaxis(decoded, 1, 0)
+    return {**found, "images": first.images}
+
+
+def _shapes(signatures: Mapping[str, Any], sent: Mapping[str, Any], views: int) -> np.ndarray:
+    # [S, D, D, D] in whole percent, after the first, the first two, ... of the views.
+    shapes = [
+        signatures["reconstruct"](**{name: given[:, :count] for name, given in sent.items()})
+        for count in range(1, views + 1)
+    ]
+    return percent(np.concatenate([shape["occupancy"].numpy() for shape in shapes]))
+
+
 def _mean_std(ious: np.ndarray) -> dict[str, float]:
     return {"mean": float(ious.mean()), "std": float(ious.std()), "objects": len(ious)}
 
@@ -316,19 +392,6 @@ def _mean(values: Sequence[float | None]) -> float | None:
     # An empty grid has no average precision, and JSON has no NaN.
     defined = [value for value in values if value is not None and not np.isnan(value)]
     return float(np.mean(defined)) if defined else None
-
-
-def _best_ious(truth: np.ndarray, training: np.ndarray) -> np.ndarray:
-    # All pairs by matrix products, a block of training grids at a time.
-    test = truth.reshape(len(truth), -1).astype(np.float32)
-    best = np.zeros(len(truth), np.float32)
-    for block in np.array_split(training.reshape(len(training), -1), -(-len(training) // 512)):
-        grids = block.astype(np.float32)
-        intersection = test @ grids.T
-        union = test.sum(1)[:, None] + grids.sum(1) - intersection
-        ious = np.where(union == 0, 1, intersection / np.maximum(union, 1))
-        best = np.maximum(best, ious.max(axis=1))
-    return best
 
 
 def _find_export(path: str | None) -> Path:
@@ -359,10 +422,12 @@ def main(argv: Sequence[str]) -> None:
         config = dataclasses.replace(config, data=values.data)
     if values.iterations and not config.uses("iterations_max"):
         raise ConfigError(f"iterations={values.iterations} has no effect on model {config.model}")
-    if values.views < 1 or values.iterations < 0 or values.seed < 0:
+    if values.examples and not config.uses("grid_size"):
+        raise ConfigError(f"examples={values.examples} has no effect on model {config.model}")
+    if values.views < 1 or min(values.iterations, values.seed, values.examples) < 0:
         raise ConfigError(
-            "views must be at least 1, iterations and seed at least 0. "
-            f"Received: {values.views}, {values.iterations}, {values.seed}"
+            "views must be at least 1, iterations, examples and seed at least 0. "
+            f"Received: {values.views}, {values.iterations}, {values.examples}, {values.seed}"
         )
     iterations = values.iterations or config.iterations_max
     protocol = Protocol(values.split, values.views, iterations, values.seed)
@@ -371,9 +436,14 @@ def main(argv: Sequence[str]) -> None:
     print(report.table(results))
     try:
         files.write_json(output, results)
+        if values.examples:
+            shapes = examples(export, config, protocol, results["rows"], values.examples)
+            write_gallery(report.examples_path(output), shapes)
     except OSError as error:
         raise ConfigError(f"{output} cannot be written ({error}): give another --output") from error
     print(f"results: {output}")
+    if values.examples:
+        print(f"shapes: {report.examples_path(output)}; tfjoint.view {output} shows them")
 
 
 if __name__ == "__main__":

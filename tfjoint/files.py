@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,15 +25,15 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary, old = (path.with_name(f".{path.name}.{os.getpid()}.{s}") for s in ("tmp", "old.tmp"))
-    # In a container a restarted process often has the number of the one that was killed.
-    _remove(temporary)
+    # A cluster may do the same work twice at once, in containers with equal host names and process
+    # numbers: nothing but chance tells their temporary names apart.
+    token = secrets.token_hex(8)
+    temporary, old = (path.with_name(f".{path.name}.{token}.{s}") for s in ("tmp", "old.tmp"))
     try:
         yield temporary
         _flush_to_disk(temporary)
         if path.exists() and (path.is_dir() or temporary.is_dir()):
             # A rename replaces only a file by a file; put what is there aside, whole, before.
-            _remove(old)
             os.replace(path, old)
         os.replace(temporary, path)
         _flush_directory(path.parent)

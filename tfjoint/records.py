@@ -1,10 +1,12 @@
 """The record contract: sharded TFRecords, one example per object, and the manifest beside them.
 
     <directory>/manifest.json
+    <directory>/manifest.json.sha256
     <directory>/<split>-00000-of-00004.tfrecord
 
 TFRecord's own checksums miss some truncations, so the manifest holds a SHA-256 per shard, and
-`RecordSet` checks it before the first object is used.
+`RecordSet` checks it before the first object is used. The manifest's own digest lies beside it, as
+`sha256sum` writes it; what was made before there was one lacks it.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from tfjoint.errors import UserError
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
+MANIFEST_DIGEST = "manifest.json.sha256"
 CODE_BYTE_FIELDS = ("asked", "file", "payload")
 """Bytes of a JPEG 2000 view: what the rate asked for, of the file, of the file without headers."""
 CAMERA_FIELDS = ("azimuth_degrees", "elevation_degrees", "rotation_degrees", "distance_ratio")
@@ -98,12 +101,15 @@ class Manifest:
     schema: int = SCHEMA_VERSION
     jpeg2000: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Of JPEG 2000 views: "rate", "mode", "background" and how they were coded; else empty."""
+    left_out: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Objects of the split that are not in the records, by `<category>/<object>`, and why."""
 
     def to_json(self) -> dict[str, Any]:
         fields = dataclasses.asdict(self)
         fields["splits"] = {k: [s._asdict() for s in v] for k, v in self.splits.items()}
-        if not self.jpeg2000:
-            del fields["jpeg2000"]
+        for name in ("jpeg2000", "left_out"):
+            if not fields[name]:
+                del fields[name]
         return fields
 
 
@@ -224,8 +230,12 @@ def write_split(
 
 
 def write_manifest(directory: str | os.PathLike, manifest: Manifest) -> None:
-    """Write `manifest.json`; do this last, it is what makes the shards count."""
+    """Write `manifest.json` and its digest; do this last, it is what makes the shards count."""
+    digest = Path(directory) / MANIFEST_DIGEST
+    digest.unlink(missing_ok=True)  # a run that stops in between leaves none, not a wrong one
     files.write_json(Path(directory) / MANIFEST, manifest.to_json())
+    with files.replacing(digest) as temporary:
+        temporary.write_bytes(manifest_digest(directory))
 
 
 def read_manifest(directory: str | os.PathLike) -> Manifest:
@@ -247,6 +257,9 @@ def read_manifest(directory: str | os.PathLike) -> Manifest:
         coded = fields.get("jpeg2000", {})
         if type(coded) is not dict or (coded and type(coded["rate"]) not in (int, float)):
             raise TypeError(f"jpeg2000 must be empty or say the rate. Received: {coded!r}")
+        left_out = fields.get("left_out", {})
+        if type(left_out) is not dict or not all(type(v) is str for v in left_out.values()):
+            raise TypeError(f"left_out must map objects to reasons. Received: {left_out!r}")
         for shards in fields["splits"].values():
             for shard in shards:
                 _require_types(shard, _SHARD_TEXTS, _SHARD_COUNTS)
@@ -255,10 +268,18 @@ def read_manifest(directory: str | os.PathLike) -> Manifest:
             for name, shards in fields["splits"].items()
         }
         return Manifest(**fields)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         if isinstance(error, RecordError):
             raise
-        raise RecordError(f"{path} is not a manifest ({type(error).__name__}: {error})") from error
+        raise RecordError(
+            f"{path} is not a manifest ({type(error).__name__}: {error}): restore it from a copy "
+            "or rebuild the records"
+        ) from error
+
+
+def manifest_digest(directory: str | os.PathLike) -> bytes:
+    """Return what the file of the manifest's digest has to hold."""
+    return f"{manifest_sha256(directory)}  {MANIFEST}\n".encode()
 
 
 def manifest_sha256(directory: str | os.PathLike) -> str:
@@ -337,7 +358,7 @@ def _index_shard(
         offset = position + _HEADER_BYTES
         try:
             record = decode_record(data[offset : offset + length])
-            _require_fit(record, manifest)
+            require_fit(record, manifest)
         except RecordError as error:
             raise RecordError(f"{path}, record {len(entries)}: {error}") from error
         entries.append(
@@ -356,7 +377,8 @@ def _index_shard(
     return entries
 
 
-def _require_fit(record: ObjectRecord, manifest: Manifest) -> None:
+def require_fit(record: ObjectRecord, manifest: Manifest) -> None:
+    """Raise `RecordError` unless views, grid and code bytes are such as the manifest says."""
     if len(record.views) != manifest.views or len(record.voxels) != manifest.voxel_size:
         raise RecordError(
             f"{record.object_id!r} has {len(record.views)} views and a grid of side "

@@ -2,11 +2,46 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+from tfjoint.errors import UserError
 
 Column = Callable[[Mapping[str, Any]], str]
 """What a column shows of a row; "" where the row has no such value."""
+
+
+WRONG_CONTENT = (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError)
+"""What is raised where a file that should hold results holds something else."""
+
+
+class ResultsError(UserError):
+    """A results file that is missing, or holds something else."""
+
+    @classmethod
+    def wrong(cls, path: Path, error: Exception) -> ResultsError:
+        """Return the error that says that `path` holds no results."""
+        return cls(
+            f"{path} is not a results file ({type(error).__name__}: {error}): "
+            "tfjoint.evaluate writes them"
+        )
+
+
+def examples_path(path: Path) -> Path:
+    """Return where the shapes that belong to a results file lie, if they were asked for."""
+    return path.with_name(f"{path.stem}-examples.npz")
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """Return what a results file holds. Raises `ResultsError`."""
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        table(results)
+    except (OSError, *WRONG_CONTENT) as error:
+        raise ResultsError.wrong(path, error) from error
+    return results
 
 
 def table(results: Mapping[str, Any]) -> str:
@@ -15,12 +50,22 @@ def table(results: Mapping[str, Any]) -> str:
     Columns that a system has no values for are left out.
     """
     rows, baselines = results["rows"], results["baselines"]
-    first = rows[0]
-    title = (
+    return "\n".join([title(results), *_grid(_COLUMNS, rows), *_baselines(baselines)])
+
+
+def title(results: Mapping[str, Any]) -> str:
+    """Return what a results file measures, in a line."""
+    first = results["rows"][0]
+    return (
         f"{first['system']}, {first['profile']} profile, {first['steps']} steps; {first['data']} "
         f"{first['split']}: {len(first['objects'])} objects, {first['views']} views each"
     )
-    return "\n".join([title, *_grid(_COLUMNS, rows), *_baselines(baselines)])
+
+
+def rate_name(row: Mapping[str, Any]) -> str:
+    """Return what tells a row from the others: "T = 3, 128:1"; "" of raw views."""
+    rate = _number(row["rate"]["nominal"], ".4g", ":1")
+    return f"T = {row['iterations']}, {rate}" if row["iterations"] else rate
 
 
 def comparison(results: Mapping[str, Mapping[str, Any]]) -> str:

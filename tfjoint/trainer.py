@@ -17,7 +17,7 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -226,6 +226,38 @@ def read_run(run: Path) -> dict[str, Any]:
     return description
 
 
+def training_step(
+    config: Config,
+    model: tf.keras.Model,
+    optimizer: tf.keras.optimizers.Optimizer,
+    replicas: int = 1,
+) -> Callable[[Mapping[str, tf.Tensor]], dict[str, tf.Tensor]]:
+    """Return a function of a batch, as `training_dataset` yields it, that applies one step.
+
+    It returns the loss terms of one of so many replicas, and the norm of its gradient.
+    """
+
+    def step(batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        images = batch["images"]
+        views = tf.shape(images)[1]
+        noise = BinarizerNoise(
+            seed=tf.stack([config.seed, batch["step"]]),
+            first_row=batch["first_object"] * views,
+            total_rows=config.batch_size * views,
+        )
+        with tf.GradientTape() as tape:
+            output = model(images, iterations=batch["iterations"], noise=noise)
+            terms = loss_terms(config, batch, output)
+            # Gradients are summed over replicas; the mean is wanted.
+            loss = terms["loss"] / replicas
+        gradients = tape.gradient(loss, model.trainable_variables)
+        optimizer.apply_gradients(zip(gradients, model.trainable_variables))
+        # The norm of this replica's own gradient; its mean over replicas is reported.
+        return {**terms, "gradient_norm": replicas * tf.linalg.global_norm(gradients)}
+
+    return step
+
+
 def _steps(
     config: Config,
     strategy: tf.distribute.Strategy,
@@ -243,23 +275,7 @@ def _steps(
         replicas = Replicas(context.input_pipeline_id * local, local, total)
         return training_dataset(config, records, start, stop, replicas)
 
-    def replica_step(batch):
-        images = batch["images"]
-        views = tf.shape(images)[1]
-        noise = BinarizerNoise(
-            seed=tf.stack([config.seed, batch["step"]]),
-            first_row=batch["first_object"] * views,
-            total_rows=config.batch_size * views,
-        )
-        with tf.GradientTape() as tape:
-            output = model(images, iterations=batch["iterations"], noise=noise)
-            terms = loss_terms(config, batch, output)
-            # Gradients are summed over replicas; the mean is wanted.
-            loss = terms["loss"] / total
-        gradients = tape.gradient(loss, model.trainable_variables)
-        optimizer.apply_gradients(zip(gradients, model.trainable_variables))
-        # The norm of this replica's own gradient; its mean over replicas is reported.
-        return {**terms, "gradient_norm": total * tf.linalg.global_norm(gradients)}
+    replica_step = training_step(config, model, optimizer, total)
 
     @tf.function
     def step(iterator):

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from data_tools.voxelize import Grid
 from tfjoint import files
 from tfjoint.errors import UserError
 
@@ -21,14 +21,32 @@ class BinvoxError(UserError):
     """A file that is missing, damaged, or not binvox."""
 
 
+class Grid(NamedTuple):
+    """An occupancy grid [D, D, D] bool (x, y up, z) and where it lies.
+
+    The centre of cell (i, j, k) is translate + scale ((i, j, k) + 0.5 - lowest) / D with
+    `lowest` the smallest occupied index per axis.
+    """
+
+    voxels: np.ndarray
+    translate: np.ndarray
+    scale: float
+
+
 def write_binvox(path: str | os.PathLike, grid: Grid) -> None:
     """Write a grid; equal grids give equal bytes."""
+    content = encode_binvox(grid)
+    with files.replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def encode_binvox(grid: Grid) -> bytes:
+    """Return the content of a grid's file."""
     translate = " ".join(f"{value:.9g}" for value in grid.translate)
     size = " ".join(str(side) for side in grid.voxels.shape)
     header = f"{_MAGIC}\ndim {size}\ntranslate {translate}\nscale {grid.scale:.9g}\ndata\n"
     flat = grid.voxels.transpose(0, 2, 1).ravel().astype(np.uint8)
-    with files.replacing(path) as temporary:
-        temporary.write_bytes(header.encode("ascii") + _run_lengths(flat))
+    return header.encode("ascii") + _run_lengths(flat)
 
 
 def _run_lengths(flat: np.ndarray) -> bytes:
@@ -45,7 +63,15 @@ def read_binvox(path: str | os.PathLike) -> Grid:
     path = Path(path)
     if not path.is_file():
         raise BinvoxError(f"no binvox file at {path}: check the directory of the layout")
-    header, marker, data = path.read_bytes().partition(b"\ndata\n")
+    return parse_binvox(path.read_bytes(), path)
+
+
+def parse_binvox(content: bytes, path: str | os.PathLike, side: int | None = None) -> Grid:
+    """Return the grid of a file's content, the file being called `path`.
+
+    Raises `BinvoxError` naming what is wrong with it; so is another side than the one given.
+    """
+    header, marker, data = content.partition(b"\ndata\n")
     if not marker or not header.startswith(_MAGIC.encode()):
         raise BinvoxError(f"{path} is not binvox: it must start with {_MAGIC!r} and hold 'data'")
     try:
@@ -57,10 +83,12 @@ def read_binvox(path: str | os.PathLike) -> Grid:
             raise ValueError(f"dim {fields['dim']}, translate {fields['translate']}")
     except (KeyError, ValueError) as error:
         raise BinvoxError(f"{path} has a damaged binvox header ({error}): restore it") from error
+    if side is not None and size[0] != side:
+        raise BinvoxError(f"{path} has a grid of {size[0]} cells a side, not of {side}")
     return Grid(_decode(path, data, size[0]), translate, scale)
 
 
-def _decode(path: Path, data: bytes, size: int) -> np.ndarray:
+def _decode(path: str | os.PathLike, data: bytes, size: int) -> np.ndarray:
     pairs = np.frombuffer(data, np.uint8)
     values, counts = pairs[0::2], pairs[1::2]
     total = int(counts.sum(dtype=np.int64))

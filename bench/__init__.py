@@ -1,0 +1,1 @@
+"""Measurements of tfjoint beside its peers; `make bench`."""

@@ -181,15 +181,21 @@ def _sized(name: str, size: int, config: MeshSetConfig) -> str:
 
 def _claim(work: Path, settings: Mapping[str, Any]) -> None:
     # A layout of other settings must not be resumed: half of it would be of each kind.
-    text = "".join(f"{name} {value}\n" for name, value in settings.items())
+    lines = [f"{name} {value}" for name, value in settings.items()]
     stamp = work / "settings.txt"
     if not stamp.is_file():
         with files.replacing(stamp) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    elif stamp.read_text(encoding="utf-8") != text:
-        was = ", ".join(stamp.read_text(encoding="utf-8").splitlines())
+            temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        return
+    before = stamp.read_text(encoding="utf-8").splitlines()
+    if before != lines:
+        was, now = (
+            ", ".join(line for line in one if line not in other)
+            for one, other in ((before, lines), (lines, before))
+        )
         raise UserError(
-            f"{work} was built with other settings ({was}): remove it or choose another --work_dir"
+            f"{work} was built with other settings or files ({was}; now {now}): remove it or "
+            "choose another --work_dir"
         )
 
 

@@ -81,7 +81,7 @@ class FileEntry(NamedTuple):
             except (OSError, MemoryError, meshes.UnusableMesh) as error:
                 reasons = [str(error) or "it takes too much memory", *said]
                 raise meshes.UnusableMesh(f"{self.path}: {'; '.join(reasons)}") from error
-        remarks = (*mesh.remarks, *folder.refused)
+        remarks = dict.fromkeys((*mesh.remarks, *folder.refused))  # each once
         return dataclasses.replace(mesh, remarks=tuple(f"{self.path}: {r}" for r in remarks))
 
 

@@ -106,7 +106,7 @@ def check_image(data: bytes) -> None:
     except Image.UnidentifiedImageError as error:
         raise OSError(f"it is no image of {', '.join(_IMAGE_FORMATS)}") from error
     except (ValueError, Image.DecompressionBombError) as error:
-        raise OSError(_one_line(error)) from error
+        raise OSError(str(error)) from error
 
 
 def _one_line(error: Exception) -> str:
@@ -175,7 +175,7 @@ def _look(part: Any, textures: dict[int, np.ndarray]) -> _Look:
         texture = None
         if image is not None:
             texture = _texture(image, textures) * factor.astype(np.float32)
-    except MemoryError:
+    except (MemoryError, TimeoutError):  # of the whole mesh
         raise
     except Exception as error:  # whatever is wrong with somebody's image
         return _Look(uv, Material(colour, None), f"a texture is not used ({_one_line(error)})")

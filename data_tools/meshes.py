@@ -72,7 +72,7 @@ def load(data: bytes, kind: str, resolver: trimesh.resolvers.Resolver) -> Mesh:
     Raises `UnusableMesh` when it cannot be read, holds no face, or what it holds is no surface.
     """
     try:
-        _require_lines(data, kind)
+        _require_whole(data, kind)
         scene = trimesh.load(
             io.BytesIO(data), file_type=kind, resolver=resolver, force="scene", process=False
         )
@@ -83,19 +83,26 @@ def load(data: bytes, kind: str, resolver: trimesh.resolvers.Resolver) -> Mesh:
         raise UnusableMesh(f"cannot be read ({_one_line(error)})") from error
 
 
-def _require_lines(data: bytes, kind: str) -> None:
-    # The reader takes what is there of a text that was cut off.
+def _require_whole(data: bytes, kind: str) -> None:
+    # Of a text that was cut off the reader takes what is there, of a binary STL nothing.
     if kind == "ply" and re.match(rb"ply\s+format\s+ascii", data):
         head, _, body = data.partition(b"end_header")
         declared = sum(map(int, re.findall(rb"^element\s+\S+\s+(\d+)", head, re.MULTILINE)))
+        _require("lines", declared, _count_lines(body))
     elif kind == "off":
         counts, _, body = re.sub(rb"#.*", b"", data).partition(b"OFF")[2].lstrip().partition(b"\n")
-        declared = sum(map(int, counts.split()[:2]))
-    else:
-        return
-    found = sum(not line.isspace() for line in body.strip().splitlines())
+        _require("lines", sum(map(int, counts.split()[:2])), _count_lines(body))
+    elif kind == "stl" and not data.lstrip().startswith(b"solid"):
+        _require("triangles", int.from_bytes(data[80:84], "little"), max(0, len(data) - 84) // 50)
+
+
+def _count_lines(text: bytes) -> int:
+    return sum(bool(line.strip()) for line in text.splitlines())
+
+
+def _require(unit: str, declared: int, found: int) -> None:
     if found < declared:
-        raise UnusableMesh(f"it ends after {found} of {declared} lines")
+        raise UnusableMesh(f"it ends after {found} of {declared} {unit}")
 
 
 def check_image(data: bytes) -> None:

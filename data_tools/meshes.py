@@ -27,7 +27,7 @@ DIRECTIONS = {
 
 _MOST_FACES = 2_000_000
 _MOST_TEXELS = 1 << 26
-_IMAGE_FORMATS = ("PNG", "JPEG", "MPO", "BMP", "GIF", "TGA", "TIFF", "WEBP")
+_IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TGA", "TIFF", "WEBP")
 _DEFAULT_COLOUR = (0.7, 0.7, 0.7)
 _TEXTURE_SIZE = 256
 _SCALES = (math.log(0.75), math.log(1.33))
@@ -213,7 +213,8 @@ def _texture(image: Image.Image, known: dict[int, np.ndarray]) -> np.ndarray:
 
 
 def _check_texels(image: Image.Image) -> None:
-    if image.format not in (None, *_IMAGE_FORMATS):  # some call programs to be decoded
+    # Some others call programs to be decoded. MPO is what a JPEG of several pictures is called.
+    if image.format not in (None, "MPO", *_IMAGE_FORMATS):
         raise ValueError(f"{image.format} is not read")
     if image.size[0] * image.size[1] > _MOST_TEXELS:
         raise ValueError(f"{image.size[0]} x {image.size[1]} pixels are too many")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import os
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -131,15 +132,21 @@ def _compose(chosen: dict[str, Shown], pictures: Sequence[np.ndarray]) -> Image.
     small, large = (ImageFont.load_default(size) for size in (_FONT_SIZE, _HEADING_SIZE))
     waiting, top = iter(pictures), 0
     for category, shown in chosen.items():
-        heading = f"{category}: {len(shown.cells)} of {shown.objects} objects"
+        heading = f"{_drawable(category)}: {len(shown.cells)} of {shown.objects} objects"
         pen.text((0, top + 3), heading, fill="black", font=large)
         top += _HEADING
         for index, cell in enumerate(shown.cells):
             row, column = divmod(index, _COLUMNS)
             corner = column * width, top + row * height
             sheet.paste(Image.fromarray(next(waiting)), corner)
-            caption = cell.object_id[-_CAPTION_LETTERS:]
+            caption = _drawable(cell.object_id)[-_CAPTION_LETTERS:]
             ink = _INK.get(cell.split, _INK["test"])
             pen.text((corner[0], corner[1] + _SIDE - 1), caption, fill=ink, font=small)
         top += -(-len(shown.cells) // _COLUMNS) * height
     return sheet
+
+
+def _drawable(name: str) -> str:
+    # The font has ASCII's letters alone.
+    letters = (c for c in unicodedata.normalize("NFKD", name) if not unicodedata.combining(c))
+    return "".join(letters).encode("ascii", "replace").decode()

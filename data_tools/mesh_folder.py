@@ -3,7 +3,7 @@
     <meshes>/chair/*.obj *.ply *.stl *.glb *.off   ->  entries  ->  `mesh_set.build`
 
 The files may come from anywhere. What a mesh names is read from inside the folder alone, reading
-may take so much memory and no more, and what cannot be used is skipped and named.
+may take so much memory and time and no more, and what cannot be used is skipped and named.
 """
 
 from __future__ import annotations
@@ -11,11 +11,17 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import logging
 import os
 import re
 import resource
+import signal
+import sys
+import threading
+import unicodedata
+import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -29,8 +35,10 @@ from tfjoint.errors import UserError
 
 _MESHES = tuple(f".{kind}" for kind in meshes.FORMATS)
 _NAMED_BY_MESHES = (".mtl", ".bin", ".png", ".jpg", ".jpeg", ".bmp", ".tga", ".tif", ".webp")
-_LONGEST_NAME = 80
+_NO_IMAGES = (".mtl", ".bin")
+_LONGEST_NAME = 80  # bytes
 _MOST_MEMORY = 4 << 30  # bytes beyond what the process has when it begins to read
+_MOST_SECONDS = 120  # of the processor; what `largest_bytes` lets through takes some ten
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,15 +72,16 @@ class FileEntry(NamedTuple):
         """Return the mesh in ShapeNet's pose. Raises `UnusableMesh` naming the file."""
         path = PurePosixPath(self.path)
         folder = Folder(self.root, path.parent, self.config.largest_bytes)
-        try:
-            with _memory_limit():
-                data = folder.read(path.name)
-                mesh = meshes.load(data, path.suffix[1:].lower(), folder)
-                mesh = meshes.prepare(mesh, meshes.pose(self.config.up, self.config.front))
-        except (OSError, MemoryError, meshes.UnusableMesh) as error:
-            reason = str(error) or "it takes too much memory"
-            raise meshes.UnusableMesh(f"{self.path}: {reason}") from error
-        remarks = (*mesh.remarks, *folder.refused)
+        with _listening() as said:
+            try:
+                with _memory_limit(), _time_limit(_MOST_SECONDS):
+                    data = folder.read(path.name)
+                    mesh = meshes.load(data, path.suffix[1:].lower(), folder)
+                    mesh = meshes.prepare(mesh, meshes.pose(self.config.up, self.config.front))
+            except (OSError, MemoryError, meshes.UnusableMesh) as error:
+                reasons = [str(error) or "it takes too much memory", *said]
+                raise meshes.UnusableMesh(f"{self.path}: {'; '.join(reasons)}") from error
+        remarks = dict.fromkeys((*mesh.remarks, *folder.refused))  # each once
         return dataclasses.replace(mesh, remarks=tuple(f"{self.path}: {r}" for r in remarks))
 
 
@@ -91,7 +100,10 @@ class Folder(trimesh.resolvers.Resolver):
         """Return the contents of a file named by the mesh. Raises `OSError`."""
         name = os.fsdecode(key)
         try:
-            return self.read(name)
+            data = self.read(name)
+            if not name.strip().lower().endswith(_NO_IMAGES):
+                meshes.check_image(data)
+            return data
         except OSError as error:
             self.refused.append(f"{name[:_LONGEST_NAME]!r} is not used: {error}")
             raise
@@ -103,7 +115,8 @@ class Folder(trimesh.resolvers.Resolver):
             if not path.is_relative_to(self._root):
                 raise PermissionError("it lies outside the folder of the meshes")
             if not path.is_file():
-                raise FileNotFoundError("there is no such file")
+                there = os.path.lexists(path)
+                raise OSError("it is no regular file" if there else "there is no such file")
             if path not in self._read:
                 size = path.stat().st_size
                 if size > self._bytes_left:
@@ -139,6 +152,44 @@ def _memory_limit() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
+@contextlib.contextmanager
+def _time_limit(seconds: int) -> Iterator[None]:
+    # Some meshes of a few kilobytes, such as nodes a thousand deep, would take the reader hours.
+    if threading.current_thread() is not threading.main_thread():
+        yield  # no signal arrives there
+        return
+
+    def stop(*_: object) -> None:
+        raise TimeoutError(f"reading it takes more than {seconds} s")
+
+    before = signal.signal(signal.SIGPROF, stop)
+    # Once a second from then on: here and there the reader goes on after any exception.
+    signal.setitimer(signal.ITIMER_PROF, seconds, 1.0)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0.0)
+        signal.signal(signal.SIGPROF, before)
+
+
+@contextlib.contextmanager
+def _listening() -> Iterator[list[str]]:
+    # What the reader says would be printed with its whole traceback; here it becomes a reason.
+    said: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    log = logging.getLogger("trimesh")
+    propagate, log.propagate = log.propagate, False
+    log.addHandler(handler)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield said
+    finally:
+        log.removeHandler(handler)
+        log.propagate = propagate
+
+
 def build(
     config: FolderConfig,
     root: Path,
@@ -153,15 +204,27 @@ def build(
     Raises `UserError` where there is no mesh that can be used.
     """
     meshes.pose(config.up, config.front)  # a wrong pose is told before the work
+    _require_outside(root, {"--work_dir": work, "--output": output})
     paths = list_files(root, _MESHES)
     if not paths:
         raise UserError(
             f"{root} holds no mesh: it takes a folder with sub-folders of files that end in "
             f"{', '.join(_MESHES)}"
         )
+    for folder, reason in skipped_folders(root).items():
+        print(f"skipped {folder}: {reason}", file=sys.stderr)
     entries = [FileEntry(root, path, model, config) for path, model in name_models(paths).items()]
-    sources = {root.resolve().name or "meshes": folder_sha256(root)}
+    sources = {root.resolve().name or "meshes": folder_sha256(root, config.largest_bytes)}
     return mesh_set.build(config, entries, sources, work, output, split_list, processes, run)
+
+
+def _require_outside(root: Path, directories: Mapping[str, Path]) -> None:
+    for flag, directory in directories.items():
+        if directory.resolve().is_relative_to(root.resolve()):
+            raise UserError(
+                f"{directory} lies inside the folder of the meshes, {root}, and would become part "
+                f"of it: choose another {flag}"
+            )
 
 
 def list_files(root: Path, suffixes: Sequence[str]) -> list[str]:
@@ -180,6 +243,21 @@ def list_files(root: Path, suffixes: Sequence[str]) -> list[str]:
     return sorted(found)
 
 
+def skipped_folders(root: Path) -> dict[str, str]:
+    """Return why folders inside `root` are not looked into, by their paths there."""
+    found = {}
+
+    def note(error: OSError) -> None:
+        found[os.path.relpath(error.filename, root)] = f"{error.strerror}"
+
+    for directory, names, _ in os.walk(root, onerror=note):
+        for name in names:
+            path = Path(directory) / name
+            if path.is_symlink():
+                found[path.relative_to(root).as_posix()] = "links to folders are not followed"
+    return found
+
+
 def name_models(paths: Sequence[str]) -> dict[str, Model]:
     """Return what files are called in the layout: the first folder is the category.
 
@@ -189,29 +267,46 @@ def name_models(paths: Sequence[str]) -> dict[str, Model]:
     for path in paths:
         *folders, name = PurePosixPath(path).with_suffix("").parts
         category = _plain(folders[0]) if folders else categories.OTHER
+        if _is_long(category):
+            category = _distinct(category, folders[0])
         models[path] = Model(category, _plain("-".join([*folders[1:], name])))
     counts = Counter(models.values())
     for path, model in models.items():
-        if counts[model] > 1 or len(model.name) > _LONGEST_NAME:
-            digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:8]
-            models[path] = Model(model.category, f"{model.name[:_LONGEST_NAME]}-{digest}")
+        if counts[model] > 1 or _is_long(model.name):
+            models[path] = model._replace(name=_distinct(model.name, path))
     return models
 
 
 def _plain(name: str) -> str:
-    return re.sub(r"[^\w-]+", "-", name)
+    composed = unicodedata.normalize("NFC", name)
+    return re.sub(r"[^\w-]+", "-", composed).strip("-") or "unnamed"
 
 
-def folder_sha256(root: Path) -> str:
-    """Return the SHA-256 of the lines `<sha256>  <path>` of the meshes and what they may name."""
+def _is_long(name: str) -> bool:
+    return len(name.encode()) > _LONGEST_NAME
+
+
+def _distinct(name: str, path: str) -> str:
+    short = name.encode()[:_LONGEST_NAME].decode(errors="ignore")
+    return f"{short}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}"
+
+
+def folder_sha256(root: Path, largest_bytes: int) -> str:
+    """Return the SHA-256 of the lines `<sha256>  <path>` of the meshes and what they may name.
+
+    Of a file that is too large to be read it is the size instead.
+    """
     digest = hashlib.sha256()
     inside = root.resolve()
-    for path in list_files(root, (*_MESHES, *_NAMED_BY_MESHES)):
+    paths = list_files(root, (*_MESHES, *_NAMED_BY_MESHES))
+    for path in pool.report_progress(paths, len(paths), "files looked at"):
         file = inside / path
-        if file.is_file() and file.resolve().is_relative_to(inside):
-            try:
-                digest.update(files.sha256(file).encode())
-            except OSError:  # not for us to read; named when its turn comes
-                pass
+        try:
+            if file.is_file() and file.resolve().is_relative_to(inside):
+                size = file.stat().st_size
+                known = f"{size} bytes" if size > largest_bytes else files.sha256(file)
+                digest.update(known.encode())
+        except (OSError, RuntimeError):  # not for us to read; named when its turn comes
+            pass
         digest.update(b"  " + os.fsencode(path) + b"\n")
     return digest.hexdigest()

@@ -112,6 +112,8 @@ class Built(NamedTuple):
     """By record directory: of `image_size` first, then of the smaller sizes."""
     models: list[Model]
     """The objects that the records hold, without copies, sorted."""
+    skipped: int
+    """How many objects could not be used; SKIPPED tells why."""
 
 
 def build(
@@ -146,6 +148,10 @@ def build(
         _claim(work, {**config.layout_settings(), **sources})
         roots = {size: work / _sized("layout", size, config) for size in config.sizes}
         jobs = [Job(entry, (0,)) for entry in entries]
+        print(
+            f"{len(jobs)} objects; after them {config.copies} copies of each training object",
+            file=sys.stderr,
+        )
         findings = _build_models(roots, jobs, config, processes, run, "objects")
         unusable = {finding.model: finding.text for finding in findings if finding.unusable}
         entries = [entry for entry in entries if entry.model not in unusable]
@@ -169,10 +175,16 @@ def build(
             manifests[directory] = _write_records(
                 root, size, split_list, directory, config, sources, processes
             )
-            if unusable:
-                skipped = {model.key: reason for model, reason in unusable.items()}
-                files.write_json(directory / SKIPPED, skipped)
-    return Built(manifests, models)
+            _write_skipped(directory, unusable)
+    return Built(manifests, models, len(unusable))
+
+
+def _write_skipped(directory: Path, unusable: Mapping[Model, str]) -> None:
+    if unusable:
+        skipped = {model.key: reason for model, reason in unusable.items()}
+        files.write_json(directory / SKIPPED, skipped)
+    else:  # of an earlier build
+        (directory / SKIPPED).unlink(missing_ok=True)
 
 
 def _sized(name: str, size: int, config: MeshSetConfig) -> str:
@@ -181,15 +193,21 @@ def _sized(name: str, size: int, config: MeshSetConfig) -> str:
 
 def _claim(work: Path, settings: Mapping[str, Any]) -> None:
     # A layout of other settings must not be resumed: half of it would be of each kind.
-    text = "".join(f"{name} {value}\n" for name, value in settings.items())
+    lines = [f"{name} {value}" for name, value in settings.items()]
     stamp = work / "settings.txt"
     if not stamp.is_file():
         with files.replacing(stamp) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    elif stamp.read_text(encoding="utf-8") != text:
-        was = ", ".join(stamp.read_text(encoding="utf-8").splitlines())
+            temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        return
+    before = stamp.read_text(encoding="utf-8").splitlines()
+    if before != lines:
+        was, now = (
+            ", ".join(line for line in one if line not in other)
+            for one, other in ((before, lines), (lines, before))
+        )
         raise UserError(
-            f"{work} was built with other settings ({was}): remove it or choose another --work_dir"
+            f"{work} was built with other settings or files ({was}; now {now}): remove it or "
+            "choose another --work_dir"
         )
 
 
@@ -350,4 +368,6 @@ def summary(built: Built) -> list[str]:
         lines += [f"{directory}: {manifest.image_size} pixels, {manifest.views} views"]
         lines += [f"  {line}" for line in records_from_layout.summary(manifest)]
     first = next(iter(built.manifests))
+    if built.skipped:
+        lines.append(f"{built.skipped} objects were skipped: {first / SKIPPED} says why")
     return [*lines, f"look at {first / data_card.TEXT} and {first / contact_sheet.FILE}"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ DIRECTIONS = {
 
 _MOST_FACES = 2_000_000
 _MOST_TEXELS = 1 << 26
+_IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TGA", "TIFF", "WEBP")
 _DEFAULT_COLOUR = (0.7, 0.7, 0.7)
 _TEXTURE_SIZE = 256
 _SCALES = (math.log(0.75), math.log(1.33))
@@ -70,6 +72,7 @@ def load(data: bytes, kind: str, resolver: trimesh.resolvers.Resolver) -> Mesh:
     Raises `UnusableMesh` when it cannot be read, holds no face, or what it holds is no surface.
     """
     try:
+        _require_whole(data, kind)
         scene = trimesh.load(
             io.BytesIO(data), file_type=kind, resolver=resolver, force="scene", process=False
         )
@@ -80,6 +83,39 @@ def load(data: bytes, kind: str, resolver: trimesh.resolvers.Resolver) -> Mesh:
         raise UnusableMesh(f"cannot be read ({_one_line(error)})") from error
 
 
+def _require_whole(data: bytes, kind: str) -> None:
+    # Of a text that was cut off the reader takes what is there, of a binary STL nothing.
+    if kind == "ply" and re.match(rb"ply\s+format\s+ascii", data):
+        head, _, body = data.partition(b"end_header")
+        declared = sum(map(int, re.findall(rb"^element\s+\S+\s+(\d+)", head, re.MULTILINE)))
+        _require("lines", declared, _count_lines(body))
+    elif kind == "off":
+        counts, _, body = re.sub(rb"#.*", b"", data).partition(b"OFF")[2].lstrip().partition(b"\n")
+        _require("lines", sum(map(int, counts.split()[:2])), _count_lines(body))
+    elif kind == "stl" and not data.lstrip().startswith(b"solid"):
+        _require("triangles", int.from_bytes(data[80:84], "little"), max(0, len(data) - 84) // 50)
+
+
+def _count_lines(text: bytes) -> int:
+    return sum(bool(line.strip()) for line in text.splitlines())
+
+
+def _require(unit: str, declared: int, found: int) -> None:
+    if found < declared:
+        raise UnusableMesh(f"it ends after {found} of {declared} {unit}")
+
+
+def check_image(data: bytes) -> None:
+    """Raise `OSError` when `data` is no image that can be a texture."""
+    try:
+        with Image.open(io.BytesIO(data), formats=_IMAGE_FORMATS) as image:
+            _check_texels(image)
+    except Image.UnidentifiedImageError as error:
+        raise OSError(f"it is no image of {', '.join(_IMAGE_FORMATS)}") from error
+    except (ValueError, Image.DecompressionBombError) as error:
+        raise OSError(str(error)) from error
+
+
 def _one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}".rstrip(": ")
 
@@ -87,26 +123,27 @@ def _one_line(error: Exception) -> str:
 def _from_scene(scene: Any) -> Mesh:
     nodes = scene.graph.geometry_nodes
     parts = [
-        (part, scene.graph.get(node)[0])
+        (name, part, scene.graph.get(node)[0])
         for name, part in scene.geometry.items()
         for node in nodes.get(name, ())
         if len(getattr(part, "faces", ()))
     ]
-    counts = [len(part.faces) for part, _ in parts]
+    counts = [len(part.faces) for _, part, _ in parts]
     if not parts:
         raise UnusableMesh("no faces")
     if sum(counts) > _MOST_FACES:
         raise UnusableMesh(f"{sum(counts)} faces, more than {_MOST_FACES}")
-    looks = [_look(part) for part, _ in parts]
-    corners = np.concatenate([_corners(part, matrix) for part, matrix in parts])
+    textures: dict[int, np.ndarray] = {}
+    looks = {name: _look(scene.geometry[name], textures) for name, _, _ in parts}
+    corners = np.concatenate([_corners(part, matrix) for _, part, matrix in parts])
     if not np.isfinite(corners).all():
         raise UnusableMesh("coordinates that are not finite")
     return Mesh(
         corners=corners,
-        uv=np.concatenate([look.uv for look in looks]),
+        uv=np.concatenate([looks[name].uv for name, _, _ in parts]),
         material=np.repeat(np.arange(len(parts)), counts),
-        materials=tuple(look.material for look in looks),
-        remarks=tuple(look.remark for look in looks if look.remark),
+        materials=tuple(looks[name].material for name, _, _ in parts),
+        remarks=tuple(dict.fromkeys(look.remark for look in looks.values() if look.remark)),
     )
 
 
@@ -126,7 +163,7 @@ class _Look(NamedTuple):
     remark: str = ""
 
 
-def _look(part: Any) -> _Look:
+def _look(part: Any, textures: dict[int, np.ndarray]) -> _Look:
     visual, faces = part.visual, np.asarray(part.faces)
     if getattr(visual, "kind", None) in ("face", "vertex"):
         return _palette(visual.face_colors[:, :3])
@@ -142,7 +179,11 @@ def _look(part: Any) -> _Look:
     if image is None:
         image, factor = getattr(material, "baseColorTexture", None), colour
     try:
-        texture = None if image is None else _texture(image) * factor.astype(np.float32)
+        texture = None
+        if image is not None:
+            texture = _texture(image, textures) * factor.astype(np.float32)
+    except (MemoryError, TimeoutError):  # of the whole mesh
+        raise
     except Exception as error:  # whatever is wrong with somebody's image
         return _Look(uv, Material(colour, None), f"a texture is not used ({_one_line(error)})")
     return _Look(uv, Material(colour, texture))
@@ -160,13 +201,23 @@ def _palette(colours: np.ndarray) -> _Look:
     return _Look(np.repeat(uv[:, None], 3, axis=1), material)
 
 
-def _texture(image: Image.Image) -> np.ndarray:
-    if image.size[0] * image.size[1] > _MOST_TEXELS:
-        raise ValueError(f"{image.size[0]} x {image.size[1]} pixels are too many")
+def _texture(image: Image.Image, known: dict[int, np.ndarray]) -> np.ndarray:
+    if id(image) in known:
+        return known[id(image)]
+    _check_texels(image)
     # A texel should not be much smaller than a pixel: rays sample it without a filter.
     width, height = (min(side, _TEXTURE_SIZE) for side in image.size)
     resized = image.convert("RGB").resize((width, height), Image.Resampling.BOX)
-    return np.asarray(resized, np.float32) / 255.0
+    image.close()  # or all images of a mesh would be in memory at once, at full size
+    return known.setdefault(id(image), np.asarray(resized, np.float32) / 255.0)
+
+
+def _check_texels(image: Image.Image) -> None:
+    # Some others call programs to be decoded. MPO is what a JPEG of several pictures is called.
+    if image.format not in (None, "MPO", *_IMAGE_FORMATS):
+        raise ValueError(f"{image.format} is not read")
+    if image.size[0] * image.size[1] > _MOST_TEXELS:
+        raise ValueError(f"{image.size[0]} x {image.size[1]} pixels are too many")
 
 
 def pose(up: str, front: str) -> np.ndarray:
@@ -193,9 +244,10 @@ def normalize(mesh: Mesh) -> Mesh:
     points = mesh.corners.reshape(-1, 3)
     low, high = points.min(0), points.max(0)
     with np.errstate(over="ignore"):
-        diagonal = float(np.linalg.norm(high - low))
-    if not np.isfinite(diagonal) or np.sort(high - low)[1] < 1e-6 * diagonal or diagonal == 0:
-        raise UnusableMesh(f"its extent is {high - low}")
+        extent = high - low
+        diagonal = float(np.linalg.norm(extent))
+    if not np.isfinite(diagonal) or np.sort(extent)[1] < 1e-6 * diagonal or diagonal == 0:
+        raise UnusableMesh(f"its extent is {extent}")
     return dataclasses.replace(mesh, corners=(mesh.corners - (low + high) / 2) / diagonal)
 
 

@@ -148,7 +148,9 @@ def test_a_stopped_run_resumes_with_what_is_missing_and_ends_in_the_same_bytes(
 def test_a_layout_of_other_settings_is_not_resumed(built, source, tmp_path):
     shutil.copytree(built / "work", tmp_path / "work")
     other = dataclasses.replace(CONFIG, image_size=24)
-    with pytest.raises(errors.UserError, match=r"other settings .*image_size 20.*--work_dir"):
+    with pytest.raises(
+        errors.UserError, match=r"other settings .*image_size 20; now image_size 24.*--work_dir"
+    ):
         open_set.build(other, source, tmp_path / "work", tmp_path / "records")
 
 

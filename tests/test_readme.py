@@ -49,7 +49,7 @@ def test_every_command_is_run_by_a_test_of_this_file_or_named_here():
         "TF_CONFIG=": "test_distribution",
         "make data": "test_makefile",
         "data_tools.build_open": "test_data_tools_build",
-        "data_tools.build_meshes": "test_data_tools_build",
+        "data_tools.build_meshes": "test_data_tools_mesh_folder",
         "data_tools.build_shapenet": "test_data_tools_shapenet",
         "worker_pool_main": "test_data_tools_beam",
         "data_tools.build_jpeg2000": "test_data_tools_jpeg2000",

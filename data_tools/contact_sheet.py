@@ -121,7 +121,7 @@ def _draw_grid(cell: Cell) -> Image.Image:
         mesh = meshes.normalize(mesh)
     except meshes.UnusableMesh:  # an empty grid
         return Image.new("RGBA", (_SIDE, _SIDE))
-    return Image.fromarray(render.Renderer(mesh).render(cell.camera, 2 * _SIDE, 1), "RGBA")
+    return Image.fromarray(render.Renderer(mesh).render(cell.camera, 2 * _SIDE, 1))
 
 
 def _compose(chosen: dict[str, Shown], pictures: Sequence[np.ndarray]) -> Image.Image:

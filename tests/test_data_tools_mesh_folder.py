@@ -654,7 +654,9 @@ def test_the_command_builds_says_what_it_skipped_and_does_nothing_twice(folder, 
     kinds += ("contact sheet: ", "grids of ", f"{tmp_path}/r", "  t", "look at ", "built in ")
     count = len(BAD) + len(LINKS) + 1
     kinds += (f"{len(GOOD) - 2 + count} objects; after them 1 copies", f"{count} objects were skip")
-    assert not [line for line in lines if not line.startswith(kinds)]
+    # TensorFlow 2.21 says things of its own between them.
+    ours = [line for line in lines if not re.match(r"WARNING: All log|[IWE]0000 ", line)]
+    assert not [line for line in ours if not line.startswith(kinds)]
     assert any(re.match(r"objects: \d+/\d+, \d+ s left", line) for line in lines)
     assert re.search(r"CARD\.md and .*contact-sheet\.png", lines[-2])
 

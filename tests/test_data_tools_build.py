@@ -18,6 +18,7 @@ import furniture
 import numpy as np
 import pytest
 from PIL import Image
+from stderr import own_lines
 
 from data_tools import categories, layout, mesh_set, open_set, splits, sweethome3d
 from data_tools.open_set import OpenSetConfig
@@ -250,7 +251,7 @@ def _run(module, *arguments):
 
 
 def _assert_one_line(result, reason):
-    lines = result.stderr.strip().splitlines()
+    lines = own_lines(result.stderr.strip())
     assert result.returncode == 2, result.stderr
     assert len(lines) == 1 and re.search(reason, lines[0]), result.stderr
 

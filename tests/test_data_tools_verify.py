@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
+from stderr import own_lines
 
 from data_tools import integrity, splits
 from tfjoint import files, records
@@ -432,7 +433,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
 def test_the_command_tells_what_is_intact_and_every_fault_and_ends_with_2(root, tmp_path):
     other = Path(shutil.copytree(root, tmp_path / "other"))
     result = run(f"--records={root}", f"--records={other}")
-    assert (result.returncode, result.stderr) == (0, "")
+    assert (result.returncode, own_lines(result.stderr)) == (0, [])
     assert len(result.stdout.splitlines()) == 6 and result.stdout.count("intact") == 4
 
     (other / TRAIN).unlink()
@@ -440,7 +441,7 @@ def test_the_command_tells_what_is_intact_and_every_fault_and_ends_with_2(root, 
     result = run(f"--records={root}", f"--records={other}")
     assert result.returncode == 2
     assert str(root) in result.stdout and str(other) not in result.stdout
-    lines = result.stderr.splitlines()
+    lines = own_lines(result.stderr)
     assert [bool(re.match(r"error: .*/other/.* is missing", line)) for line in lines] == [True] * 2
 
 
@@ -451,6 +452,6 @@ def test_whatever_stands_in_a_manifest_every_line_is_a_fault_and_none_a_tracebac
         edit_manifest(other, lambda f, name=name: f.update(name=name))
     result = run(f"--records={tmp_path / 'sets'}")
     assert result.returncode == 2 and not result.stdout
-    lines = result.stderr.splitlines()
+    lines = own_lines(result.stderr)
     assert all(line.startswith("error: ") for line in lines)
     assert len({number for number in range(7) if f"/sets/{number}" in result.stderr}) == 7

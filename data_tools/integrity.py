@@ -22,6 +22,7 @@ from tfjoint.errors import UserError
 from tfjoint.records import Manifest, Shard
 
 _SPLIT_LIST = "split.json"
+_WORK = "-work"  # how the builders' directories end that hold what records are made of
 _RESTORE = "restore it from a copy or rebuild the records"
 
 # Of a record: length (8 bytes), its checksum (4), the data, its checksum (4).
@@ -68,9 +69,11 @@ class ShardFindings(NamedTuple):
 def verify(directories: Sequence[str | os.PathLike], processes: int = 1) -> list[SetReport]:
     """Check every record set in and below the directories, shards over at most `processes`.
 
-    Whatever is wrong is in the reports; nothing is raised for it.
+    Whatever is wrong is in the reports; nothing is raised for it. Of a directory in which something
+    was passed over, there is a report of that.
     """
-    sets = [path for directory in directories for path in find_sets(directory)]
+    searches = {Path(directory): find_sets(directory) for directory in directories}
+    sets = [path for search in searches.values() for path in search.sets]
     opened = [_open(path) for path in sets]
     jobs = [
         ShardJob(path / shard.file, shard, manifest)
@@ -84,7 +87,7 @@ def verify(directories: Sequence[str | os.PathLike], processes: int = 1) -> list
     if processes > 1:
         results = pool.report_progress(results, len(jobs), "shards")
     findings = iter(list(results))
-    reports = []
+    reports = [SetReport(path, s.passed, []) for path, s in searches.items() if s.passed]
     for path, (manifest, notes, faults) in zip(sets, opened):
         found = {shard.file: next(findings) for shard in _shards(manifest)}
         faults += [fault for shard in found.values() for fault in shard.faults]
@@ -93,11 +96,23 @@ def verify(directories: Sequence[str | os.PathLike], processes: int = 1) -> list
     return reports
 
 
-def find_sets(directory: str | os.PathLike) -> list[Path]:
-    """Return every directory in and below this one with a manifest or shards, or else itself."""
+class Search(NamedTuple):
+    """What lies in and below a directory."""
+
+    sets: list[Path]
+    """Directories with a manifest or shards; where there are none, the directory itself."""
+    passed: list[str]
+    """Of what is no record set, a line each."""
+
+
+def find_sets(directory: str | os.PathLike) -> Search:
+    """Find the record sets in and below a directory.
+
+    Below it, the builders' work directories are passed over, and so is what holds no set.
+    """
     if not os.path.isdir(directory):
-        return [Path(directory)]
-    found, seen = [], set()
+        return Search([Path(directory)], [])
+    found, seen, passed = [], set(), []
     for folder, folders, names in os.walk(os.fspath(directory), onerror=_refuse, followlinks=True):
         place = os.path.realpath(folder)
         if place in seen:  # a link to somewhere above
@@ -105,7 +120,18 @@ def find_sets(directory: str | os.PathLike) -> list[Path]:
         elif records.MANIFEST in names or any(map(_looks_like_shard, names)):
             found.append(Path(folder))
         seen.add(place)
-    return sorted(found) or [Path(directory)]
+        work = sorted(name for name in folders if _is_work(Path(folder, name)))
+        folders[:] = [name for name in folders if name not in work]
+        passed += [f"{Path(folder, name)} is a work directory: passed over" for name in work]
+    if found and Path(directory) not in found:
+        for path in sorted(p for p in Path(directory).iterdir() if p.is_dir()):
+            if not _is_work(path) and not any(path in (one, *one.parents) for one in found):
+                passed.append(f"{path} holds no record set: passed over")
+    return Search(sorted(found) or [Path(directory)], passed)
+
+
+def _is_work(directory: Path) -> bool:
+    return directory.name.endswith(_WORK) and not (directory / records.MANIFEST).exists()
 
 
 def check_shard(job: ShardJob) -> ShardFindings:

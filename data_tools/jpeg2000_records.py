@@ -257,6 +257,10 @@ def _say(line: str) -> None:
 
 def _refuse_anything_else(output: Path, sets: Sequence[_RateSet]) -> None:
     """Raise `UserError` unless everything in `output` is of this source and these settings."""
+    if (output / records.MANIFEST).exists():
+        raise UserError(
+            f"{output} is a record set itself, and would get others inside: choose another --output"
+        )
     expected = {rate_set.directory.name: rate_set.manifest for rate_set in sets}
     for path in sorted(output.iterdir()):
         if path.is_dir() and all(map(files.is_temporary, path.iterdir())):
@@ -343,7 +347,7 @@ def _jobs(tasks: Sequence[_Task], config: Jpeg2000Config) -> Iterator[jpeg2000.J
         stride = max(1, _VIEWS_PER_JOB // (len(codings) * task.side.manifest.views))
         for first in range(0, len(task.objects), stride):
             read = [task.side.record(i) for i in task.objects[first : first + stride]]
-            objects = [(record.object_id, record.views) for record in read]
+            objects = [(f"{r.category}/{r.object_id}", r.views) for r in read]
             yield jpeg2000.Job(objects, codings, config.background)
 
 

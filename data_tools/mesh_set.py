@@ -14,13 +14,14 @@ import dataclasses
 import functools
 import itertools
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
-from data_tools import layout, meshes, pool, render, splits, voxelize
+from data_tools import holdings, layout, meshes, pool, render, splits, voxelize
 from data_tools.layout import Model
 from tfjoint import binvox, files
 from tfjoint.errors import UserError
@@ -138,11 +139,15 @@ def build(
         processes: how many objects are built at once.
         run: what builds them, on this machine or elsewhere.
 
-    Raises `UserError` for a directory or split list that does not fit, or without usable objects.
+    Raises `UserError` for a directory or split list that does not fit, where an output holds other
+    records, and without usable objects.
     """
     entries = sorted(entries, key=lambda entry: entry.model)
     if split_list is not None:
         _require_listed_exist(split_list, entries)
+    directories = {s: output.with_name(_sized(output.name, s, config)) for s in config.sizes}
+    for size, directory in directories.items():
+        holdings.refuse_others(directory, _wanted(config, size, sources, split_list))
     work.mkdir(parents=True, exist_ok=True)
     with files.only_writer(work):
         _claim(work, {**config.layout_settings(), **sources})
@@ -171,12 +176,24 @@ def build(
         _build_models(roots, jobs, config, processes, run, "objects with copies")
         manifests = {}
         for size, root in roots.items():
-            directory = output.with_name(_sized(output.name, size, config))
-            manifests[directory] = _write_records(
-                root, size, split_list, directory, config, sources, processes
+            manifests[directories[size]] = _write_records(
+                root, size, split_list, directories[size], config, sources, processes
             )
-            _write_skipped(directory, unusable)
+            _write_skipped(directories[size], unusable)
     return Built(manifests, models, len(unusable))
+
+
+def _wanted(
+    config: MeshSetConfig, size: int, sources: Mapping[str, str], split_list: Path | None
+) -> dict[str, Any]:
+    # As far as it is known before the work, of the manifest that is to be.
+    wanted = {
+        **{"name": config.name, "image_size": size, "views": config.views},
+        **{"voxel_size": config.voxel_size, "sources": sources, "settings": config.settings()},
+    }
+    if split_list is not None:
+        wanted["split_sha256"] = splits.split_sha256(split_list)
+    return wanted
 
 
 def _write_skipped(directory: Path, unusable: Mapping[Model, str]) -> None:
@@ -215,7 +232,10 @@ def make_split(root: Path, models: Sequence[Model], config: MeshSetConfig) -> sp
     """Return a new split of a layout's objects, near-duplicates on one side."""
     grids = [binvox.read_binvox(layout.voxel_file(root, model)).voxels for model in models]
     groups = splits.near_duplicates(grids, config.duplicate_iou)
-    sources = {model.key: models[group].name for model, group in zip(models, groups)}
+    times = Counter(model.name for model in models)
+    # A group is called like its first object; one name in two categories means two objects.
+    names_of = [model.name if times[model.name] == 1 else model.key for model in models]
+    sources = {model.key: names_of[group] for model, group in zip(models, groups)}
     names = ("seed", "train_fraction", "duplicate_iou", "voxel_size")
     return splits.SplitList(
         name=config.name,

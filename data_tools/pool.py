@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import concurrent.futures.process
+import contextlib
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -12,7 +13,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
+from multiprocessing import resource_tracker
 from typing import Protocol, TypeVar
 
 from tfjoint.errors import UserError
@@ -38,37 +40,64 @@ def run(
     """Yield `work(job)` of every job, in the order of the jobs; 1 process is this one.
 
     Jobs are drawn as they are needed, so they may be made on the way and be many. Raises whatever
-    `work` raises, and `UserError` when a process is killed.
+    `work` raises, and `UserError` when a process is killed. Where it ends early, what the processes
+    are at is given up.
     """
     if processes <= 1:
         yield from map(work, jobs)
         return
     # Started afresh rather than forked: the parent may hold threads of its own.
     context = multiprocessing.get_context("spawn")
-    waiting: collections.deque = collections.deque()
-    with concurrent.futures.ProcessPoolExecutor(
+    executor = concurrent.futures.ProcessPoolExecutor(
         processes, mp_context=context, initializer=_end_with_parent
-    ) as pool:
-        try:
-            for job in jobs:
-                waiting.append(pool.submit(work, job))
-                if len(waiting) >= processes * _WAITING_PER_PROCESS:
-                    yield waiting.popleft().result()
-            while waiting:
+    )
+    waiting: collections.deque[concurrent.futures.Future] = collections.deque()
+    try:
+        for job in jobs:
+            with _interrupts_put_off():  # a process may be started here
+                waiting.append(executor.submit(work, job))
+            if len(waiting) >= processes * _WAITING_PER_PROCESS:
                 yield waiting.popleft().result()
-        except concurrent.futures.process.BrokenProcessPool as error:
-            raise UserError(
-                "a process of the work was killed, perhaps for want of memory: the same command "
-                "goes on from what is finished; fewer --processes take less memory"
-            ) from error
-        finally:
-            for future in waiting:
-                future.cancel()
+        while waiting:
+            yield waiting.popleft().result()
+    except concurrent.futures.process.BrokenProcessPool as error:
+        raise UserError(
+            "a process of the work was killed, perhaps for want of memory: the same command "
+            "goes on from what is finished; fewer --processes take less memory"
+        ) from error
+    finally:
+        with _interrupts_put_off():
+            if waiting:
+                # What they have half written has a temporary name; the next run removes it.
+                for process in multiprocessing.active_children():
+                    process.terminate()
+            executor.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _interrupts_put_off() -> Iterator[None]:
+    """Let Ctrl-C wait for the end of the block; a process that starts in it never sees one.
+
+    Ctrl-C reaches every process of the terminal, but only the parent is to answer it: a child that
+    begins to run would print a traceback, and so would one that is started by half.
+    """
+    resource_tracker.ensure_running()  # which, where it comes first, would end the blocking
+    asked: list[int] = []
+    here = threading.current_thread() is threading.main_thread()  # where signals are handled
+    here = here and signal.getsignal(signal.SIGINT) != signal.SIG_IGN  # as in a shell's background
+    handler = signal.signal(signal.SIGINT, lambda *_: asked.append(1)) if here else None
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which children inherit
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if here:
+            signal.signal(signal.SIGINT, handler)
+    if asked:
+        raise KeyboardInterrupt
 
 
 def _end_with_parent() -> None:
-    # Ctrl-C reaches every process of the terminal; only the parent is to answer it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None, "only started processes come here"
     sentinel = parent.sentinel

@@ -22,12 +22,13 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import tfjoint
-from data_tools import archives, layout, pool
+from data_tools import archives, holdings, layout, pool
 from data_tools.archives import Archive, Spooled
 from data_tools.layout import LayoutError, Model, Read, Tree
 from data_tools.splits import TRAIN, Selection, part_of
 from tfjoint import files, records
 
+_SHARDS = "*-*-of-*.tfrecord"
 _MOST_SHOWN = 20
 _MOST_REASON = 300  # characters; what somebody's file says may be long
 
@@ -141,7 +142,8 @@ def build_records(
     """Write the selected objects, and copies of training objects, as records.
 
     Shards that an earlier run finished from the same files are kept. Raises `UserError` when
-    nothing can be converted or, if `config.strict`, when anything is absent or bad.
+    `output` holds other records, when nothing can be converted or, if `config.strict`, when
+    anything is absent or bad.
     """
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
@@ -151,10 +153,23 @@ def build_records(
             f"the layout lacks objects of split {selection.name!r} ({_counts(absent)}): the split "
             "belongs to other data, or the layout is incomplete"
         )
+    draft = records.Manifest(
+        name=config.name,
+        split_name=part_of(selection.name) if absent else selection.name,
+        split_sha256=selection.sha256,
+        image_size=config.image_size,
+        views=config.views,
+        voxel_size=config.voxel_size,
+        splits={},
+        sources={**config.sources, **data.sources},
+        settings={**config.settings, **({"absent": absent} if absent else {})},
+        tool_version=tfjoint.__version__,
+    )
     with files.only_writer(output):
+        _refuse_others(output, draft, data)
         jobs = _jobs(data, selection, output, config)
         all_jobs = [job for side_jobs in jobs.values() for job in side_jobs]
-        results = _convert_all(data, all_jobs, output, processes, run) if all_jobs else {}
+        results = _convert_all(data, all_jobs, draft, output, processes, run) if all_jobs else {}
         shards = {side: [results[job.path.name].shard for job in jobs[side]] for side in jobs}
         entries = {side: tuple(s for s in found if s is not None) for side, found in shards.items()}
         left_out = dict(selection.known_bad)
@@ -162,20 +177,10 @@ def build_records(
             left_out.update(result.left_out)
         if not any(entries.values()):
             raise LayoutError(_nothing(selection, left_out))
-        manifest = records.Manifest(
-            name=config.name,
-            split_name=part_of(selection.name) if absent else selection.name,
-            split_sha256=selection.sha256,
-            image_size=config.image_size,
-            views=config.views,
-            voxel_size=config.voxel_size,
-            splits={side: found for side, found in entries.items() if found},
-            sources={**config.sources, **data.sources},
-            settings={**config.settings, **({"absent": absent} if absent else {})},
-            tool_version=tfjoint.__version__,
-            left_out=left_out,
-        )
+        found = {side: shards for side, shards in entries.items() if shards}
+        manifest = dataclasses.replace(draft, splits=found, left_out=left_out)
         records.write_manifest(output, manifest)
+        (output / holdings.UNFINISHED).unlink(missing_ok=True)
         _remove_stale_shards(output, manifest)
     return manifest
 
@@ -198,6 +203,21 @@ def summary(manifest: records.Manifest) -> list[str]:
             "side, but numbers are not those of the whole split"
         )
     return lines
+
+
+def _refuse_others(output: Path, draft: records.Manifest, data: Data) -> None:
+    holdings.refuse_others(output, draft.to_json())
+    known = (output / records.MANIFEST).exists() or (output / holdings.UNFINISHED).exists()
+    for path in () if known else sorted(output.glob(_SHARDS)):
+        if not _note(data, path.name).exists():
+            raise LayoutError(
+                f"{output} holds {path.name}, which no manifest names: choose another --output, or "
+                "remove it first"
+            )
+
+
+def _note(data: Data, shard: str) -> Path:
+    return data.work / "shards" / f"{shard}.json"
 
 
 def _absent(data: Data, selection: Selection) -> dict[str, int]:
@@ -234,7 +254,7 @@ def _jobs(
             found = [m for m in members[first : first + config.records_per_shard] if m in there]
             job = ShardJob(
                 path=output / name,
-                note=data.work / "shards" / f"{name}.json",
+                note=_note(data, name),
                 members=tuple((model, sources[model.original.key]) for model in found),
                 renderings=_of_shard(data.renderings, data.work, f"{name}.renderings"),
                 voxels=_of_shard(data.voxels, data.work, f"{name}.grids"),
@@ -259,7 +279,12 @@ def _of_shard(half: Tree | Archive | Spooled, work: Path, name: str) -> Tree | S
 
 
 def _convert_all(
-    data: Data, jobs: Sequence[ShardJob], output: Path, processes: int, run: pool.Runner
+    data: Data,
+    jobs: Sequence[ShardJob],
+    draft: records.Manifest,
+    output: Path,
+    processes: int,
+    run: pool.Runner,
 ) -> dict[str, ShardResult]:
     results = {job.path.name: kept for job in jobs if (kept := _finished(job)) is not None}
     todo = [job for job in jobs if job.path.name not in results]
@@ -269,6 +294,7 @@ def _convert_all(
     if todo or not manifest.exists():
         # From here on the shards are not those of a manifest that may lie there. Without one, all
         # shards may be whole, but it is not known whether the end of an archive was ever seen.
+        files.write_json(output / holdings.UNFINISHED, draft.to_json())
         manifest.unlink(missing_ok=True)
         for path in filter(files.is_temporary, output.iterdir()):
             path.unlink()
@@ -379,6 +405,6 @@ def _made_of(job: ShardJob) -> str:
 def _remove_stale_shards(output: Path, manifest: records.Manifest) -> None:
     # An earlier run with another shard size or split leaves files that no manifest lists.
     listed = {shard.file for shards in manifest.splits.values() for shard in shards}
-    for path in output.glob("*-*-of-*.tfrecord"):
+    for path in output.glob(_SHARDS):
         if path.name not in listed:
             path.unlink()

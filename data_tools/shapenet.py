@@ -112,7 +112,7 @@ def _select_r2n2(grids: Sequence[Model], categories: Collection[str]) -> Selecti
         names = {model.name for model in grids if model.category == folder}
         for name in sorted(names):
             side = TEST if name >= CATEGORIES[folder].first_test else TRAIN
-            sides[side][f"{folder}/{name}"] = name
+            sides[side][f"{folder}/{name}"] = f"{folder}/{name}"
         # The voxel archive holds the car, and so the rule counts it; it does not hold the rifle.
         counted = names - {_BAD_RIFLE.name}
         if folder == _BAD_CAR.category:

@@ -21,8 +21,9 @@ from tfjoint import baselines, files
 from tfjoint.errors import UserError
 
 TRAIN, VAL, TEST = "train", "val", "test"
+PART = " (part)"
+"""What the name of a split ends in of which not all objects are there."""
 
-_PART = " (part)"
 _GRIDS_AT_ONCE = 1024
 
 
@@ -58,7 +59,7 @@ class Selection:
 
 def part_of(name: str) -> str:
     """Return what a split is called of which not all objects are there."""
-    return name if name.endswith(_PART) else name + _PART
+    return name if name.endswith(PART) else name + PART
 
 
 def near_duplicates(grids: Sequence[np.ndarray], threshold: float = 0.85) -> list[int]:
@@ -177,7 +178,7 @@ def is_taxonomy(path: str | os.PathLike) -> bool:
 def read_taxonomy(path: str | os.PathLike, name: str) -> SplitList:
     """Read the lists of Pix2Vox: per category its id and the objects of train, val and test.
 
-    The source group of an object is its own id. Raises `SplitError`.
+    The source group of an object is its own key. Raises `SplitError`.
     """
     if not Path(path).is_file():
         raise SplitError(f"no split list at {path}: give the JSON file that names all sides")
@@ -186,7 +187,8 @@ def read_taxonomy(path: str | os.PathLike, name: str) -> SplitList:
         for taxonomy in json.loads(Path(path).read_text(encoding="utf-8")):
             category = _text(taxonomy["taxonomy_id"])
             for side, keys in sides.items():
-                keys.update({f"{category}/{_text(model)}": model for model in taxonomy[side]})
+                names = [f"{category}/{_text(model)}" for model in taxonomy[side]]
+                keys.update(zip(names, names))
     except (ValueError, TypeError, KeyError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise SplitError(

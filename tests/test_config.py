@@ -528,3 +528,15 @@ def test_epochs_beside_steps_are_refused():
     with pytest.raises(ConfigError, match=r"epochs=3 \(command line\) .* steps=10 \(x\.cfg\)"):
         resolve(given, origins)
     assert resolve({"epochs": 3, "steps": 0})[0].epochs == 3
+
+
+def test_photos_and_a_background_that_is_given_contradict_each_other():
+    given = {"model": "direct", "background": "random", "photos": "p"}
+    origins = {"background": "a.cfg", "photos": "command line"}
+    with pytest.raises(ConfigError) as caught:
+        resolve(given, origins)
+    assert str(caught.value) == (
+        "background=random (a.cfg) has no effect beside photos=p (command line): give one of them"
+    )
+    for alone in ({"photos": "p"}, {"background": "black"}, {"background": "white", "photos": ""}):
+        resolve({"model": "direct", **alone})

@@ -497,7 +497,8 @@ def test_a_stopped_run_goes_on_after_its_last_shard_and_ends_in_the_same_bytes(
     jpeg2000_records.build(source, tmp_path, CONFIG)
     said = capsys.readouterr().err.splitlines()
     assert said[:2] == ["12:1 goes on after 2 shards", "100:1 goes on after 1 shards"]
-    first, rest = [f"object-{i:03d}" for i in range(5)], [f"object-{i:03d}" for i in range(5, 8)]
+    names = [f"{('box', 'slab')[i % 2]}/object-{i:03d}" for i in range(8)]
+    first, rest = names[:5], names[5:]
     assert done == [(n, 100) for n in first] + [(n, r) for n in rest for r in (12, 100)]
     assert contents(tmp_path) == contents(built)
 
@@ -614,7 +615,7 @@ def test_an_output_that_holds_something_else_is_left_alone(source, tmp_path, nam
 
 
 def test_the_source_itself_a_raw_set_or_a_file_is_no_output(source, tmp_path):
-    assert "holds something else" in _refusal(source, source)
+    assert "is a record set itself" in _refusal(source, source)
     shutil.copytree(source, tmp_path / "r" / "12")
     assert "holds something else, 12" in _refusal(source, tmp_path / "r")
     (tmp_path / "file").write_text("")
@@ -676,7 +677,7 @@ def test_the_command_builds_keeps_and_prints_a_table(source, built, tmp_path):
         (["--records={0}", "--output={1}/r", "--rates=6,0"], "received: 0"),
         (["--records={0}", "--output={1}/r", "--processes=0"], "processes"),
         (["--records={1}/absent", "--output={1}/r"], "no record directory"),
-        (["--records={0}", "--output={0}"], "holds something else"),
+        (["--records={0}", "--output={0}"], "is a record set itself"),
     ],
 )
 def test_a_mistake_on_the_command_line_is_one_line_and_exit_code_2(

@@ -591,13 +591,48 @@ def test_a_second_run_makes_what_is_missing_and_ends_in_the_same_bytes(
 def test_a_layout_of_other_files_or_another_pose_is_not_resumed(small, tmp_path):
     shutil.copytree(small, tmp_path / "s")
     _write(tmp_path / "s", {"meshes/chair/textures/t.png": RED_OVER_BLUE + b"\n"})
-    place = (tmp_path / "s/meshes", tmp_path / "s/work", tmp_path / "s/records")
+    place = (tmp_path / "s/meshes", tmp_path / "s/work", tmp_path / "new")
     sha = r"[0-9a-f]{64}"
     with pytest.raises(UserError, match=rf"other settings or files \(meshes {sha}; now meshes "):
         mesh_folder.build(CONFIG, *place)
     shutil.copy(small / "meshes/chair/textures/t.png", tmp_path / "s/meshes/chair/textures/t.png")
     with pytest.raises(UserError, match=r"\(front z; now front -z\): remove it or"):
         mesh_folder.build(dataclasses.replace(CONFIG, front="-z"), *place)
+
+
+def test_other_records_in_the_output_are_left_alone_before_the_work(small, tmp_path):
+    shutil.copytree(small / "records", tmp_path / "r")
+    _write(tmp_path, {"m/chair/a.off": FORMATS["text.off"][0]})
+    for config, root, reason in (
+        (dataclasses.replace(CONFIG, name="other"), small / "meshes", "name meshes.*name other"),
+        (dataclasses.replace(CONFIG, copies=2), small / "meshes", "copies 1.*copies 2"),
+        (CONFIG, tmp_path / "m", "sources .* than are asked for .*sources "),
+    ):
+        with pytest.raises(UserError, match=rf"other records \(.*{reason}.*another --output"):
+            mesh_folder.build(config, root, tmp_path / "work", tmp_path / "r")
+        assert not (tmp_path / "work").exists()
+    assert _bytes(tmp_path / "r") == _bytes(small / "records")
+
+
+def test_one_name_in_two_categories_is_two_objects_in_the_groups_of_a_split(tmp_path):
+    grids = {"chair": CHAIR, "table": LONG, "bench": WIDE}
+    models = [Model(category, "1") for category in sorted(grids)]
+    models += [Model("chair", "2"), Model("chair", "3")]
+    for model in models:
+        mesh = furniture.box_mesh(*(TALL if model.name == "3" else grids[model.category]))
+        cameras = render.cameras(0, model.name, 1)
+        image = np.zeros((8, 8, 4), np.uint8)
+        grid = voxelize.voxelize(mesh.corners, 16)
+        layout.write_model(tmp_path, model, [image], cameras, grid)
+    split = mesh_set.make_split(tmp_path, models, CONFIG)
+    groups = {key: group for keys in split.sides.values() for key, group in keys.items()}
+    assert groups == {
+        "bench/1": "bench/1",
+        "chair/1": "chair/1",
+        "chair/2": "chair/1",  # the same shape
+        "chair/3": "3",
+        "table/1": "table/1",
+    }
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import signal
 import subprocess
@@ -101,3 +103,61 @@ def test_processes_end_with_a_parent_that_is_killed(tmp_path):
     while any(map(_is_running, children)):
         assert time.monotonic() < until, "processes stay after their parent"
         time.sleep(0.05)
+
+
+INTERRUPTED = "interrupted; the same command goes on from what is finished\n"
+
+COMMAND = """
+import itertools, sys, time
+from data_tools import pool
+from tfjoint import errors, files
+
+def work(number):
+    with files.replacing(f"{number}") as temporary:
+        temporary.write_text("a")
+        time.sleep(0.02)
+    return bytes(300_000)
+
+def main():
+    print("ready", flush=True)
+    for _ in pool.run(work, (bytes(300_000) and n for n in itertools.count()), 2):
+        time.sleep(0.01)
+
+if __name__ == "__main__":
+    errors.run_or_exit(main)
+"""
+
+
+# Whoever runs these tests in a shell's background has them ignore Ctrl-C, and so their processes.
+HEED = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+
+
+def interrupted(command: list[str], cwd: Path, delay: float, times: int) -> tuple[int, str]:
+    """Run a command until it says that it is ready, and on for `delay`; then press Ctrl-C."""
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        command, cwd=cwd, env=environment, start_new_session=True, preexec_fn=HEED, **streams
+    )
+    try:
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(delay)
+        for _ in range(times):
+            os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of them
+            time.sleep(0.002)
+        # Ends with the last process that holds stderr.
+        _, said = process.communicate(timeout=20)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    return process.returncode, said
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_an_interrupt_at_any_moment_is_one_line_without_a_word_from_the_processes(times, tmp_path):
+    script = tmp_path / "command.py"
+    script.write_text(COMMAND)
+    for delay in (0.0, 0.003, 0.01, 0.03, 0.06, 0.1, 0.15, 0.2, 0.3, 0.5):
+        ended = interrupted([sys.executable, str(script)], tmp_path, delay, times)
+        assert ended == (130, INTERRUPTED), delay

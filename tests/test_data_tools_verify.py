@@ -164,6 +164,27 @@ def test_a_set_behind_a_link_is_checked_and_a_link_in_a_circle_is_not_followed(r
     assert report.directory == tmp_path / "sets" / "linked" and not report.faults
 
 
+def test_work_directories_and_what_is_no_set_are_passed_over_with_a_word(root, tmp_path):
+    shutil.copytree(root, tmp_path / "sets" / "open")
+    work = tmp_path / "sets" / "open-work"
+    for name in ("shards/train-00000-of-00001.tfrecord.json", "spool/x.tfrecord", "a/b.png"):
+        (work / name).parent.mkdir(parents=True)
+        (work / name).write_bytes(b"none of this is a record")
+    (tmp_path / "sets" / "photos").mkdir()
+    passed, report = integrity.verify([tmp_path / "sets"])
+    assert report.directory == tmp_path / "sets" / "open" and not report.faults
+    assert passed.directory == tmp_path / "sets" and not passed.faults
+    assert passed.holdings == [
+        f"{work} is a work directory: passed over",
+        f"{tmp_path / 'sets' / 'photos'} holds no record set: passed over",
+    ]
+    # A set is one under any name, and a set without its manifest stays a fault.
+    shutil.copytree(root, tmp_path / "sets" / "at-work")
+    assert len(integrity.verify([tmp_path / "sets"])) == 3
+    (tmp_path / "sets" / "open" / MANIFEST).unlink()
+    assert "has no manifest.json" in fault(tmp_path / "sets")
+
+
 def test_over_several_processes_the_reports_are_the_same(root, tmp_path, monkeypatch, capsys):
     other = Path(shutil.copytree(root, tmp_path / "other"))
     (other / TRAIN).write_bytes((other / TRAIN).read_bytes()[:-1])

@@ -519,6 +519,41 @@ def test_jpeg_2000_views_have_their_background_already(coded, photos):
         dataset.open_split(chosen, "train")
 
 
+def test_where_crops_cut_the_objects_a_note_names_records_that_fit(tmp_path):
+    stored = {}
+    for name, size in (("open", 137), ("open-40", 40), ("open-137", 137)):
+        (tmp_path / name).mkdir()
+        shards = {"train": ()}
+        stored[name] = records.Manifest(name, "s", "0" * 64, size, VIEWS, 32, shards)
+        records.write_manifest(tmp_path / name, stored[name])
+    (tmp_path / "open-0").mkdir()
+    (tmp_path / "open-0" / "manifest.json").write_text("damaged")
+    chosen = settings(data=str(tmp_path / "open"))  # 32 pixels
+    assert dataset.crop_note(chosen, stored["open"]) == (
+        "note: image_size=32 shows 5% of a stored view, 32 of 137 pixels, and cuts the objects: "
+        f"--data={tmp_path / 'open-40'} holds smaller views"
+    )
+    alone = settings(data=str(tmp_path / "open-137"))
+    assert "--image_sizes" in dataset.crop_note(alone, stored["open-137"])
+    assert not dataset.crop_note(settings(data=str(tmp_path / "open-40")), stored["open-40"])
+    paper = settings(data=str(tmp_path / "open"), profile="paper")  # 128
+    assert not dataset.crop_note(paper, stored["open"])
+
+
+def test_one_id_in_two_categories_is_two_objects_at_every_rate(tmp_path):
+    def coded(rate, category):
+        def make(index):
+            record = tiny.coded_record(rate, index)
+            return dataclasses.replace(record, category=category if index == 3 else "box")
+
+        coding = {"rate": rate, "mode": "lossy", "background": "black"}
+        return tiny.write(tmp_path / f"{rate}", make, 12, 5, jpeg2000=coding)
+
+    coded(48, "box"), coded(96, "sphere")
+    with pytest.raises(RecordError, match="does not hold the objects of"):
+        dataset.open_split(coded_settings(tmp_path), "train")
+
+
 def test_evaluation_does_not_depend_on_training_settings(directory):
     test = raw(directory, "test")
     first = next(dataset.evaluation_examples(settings(), test, views=3, seed=1))

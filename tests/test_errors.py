@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 
 from tfjoint.errors import UserError, run_or_exit
@@ -28,7 +30,12 @@ def test_what_the_system_refuses_is_one_line_and_code_2(capsys):
 
 
 def test_an_interrupt_is_one_line_and_code_130(capsys):
-    code, said = ending(KeyboardInterrupt(), capsys)
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        code, said = ending(KeyboardInterrupt(), capsys)
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # the end is not disturbed
+    finally:
+        signal.signal(signal.SIGINT, handler)
     assert code == 130
     assert said.count("\n") == 1 and "goes on" in said
 

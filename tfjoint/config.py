@@ -324,6 +324,11 @@ def resolve(
             f"epochs={config.epochs} ({origin_of['epochs']}) has no effect beside "
             f"steps={config.steps} ({origin_of['steps']}): give one of them, --steps=0 for epochs"
         )
+    if "background" in given and config.photos:
+        raise ConfigError(
+            f"background={config.background} ({origin_of['background']}) has no effect beside "
+            f"photos={config.photos} ({origin_of['photos']}): give one of them"
+        )
     return config, origin_of
 
 

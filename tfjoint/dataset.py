@@ -7,6 +7,7 @@ before, and every worker draws the same minibatch and keeps its own rows.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -63,7 +64,7 @@ class Split:
             digests.append(hashlib.sha256(photos.tobytes()).hexdigest())
         self.data_sha256 = digests[0] if len(digests) == 1 else _sha256_of(*digests)
         for other in others:
-            if [o.object_id for o in other.objects] != [o.object_id for o in self.objects]:
+            if _names(other) != _names(first):
                 raise RecordError(
                     f"{other.directory} does not hold the objects of {first.directory} in their "
                     "order: build both from the same records"
@@ -80,6 +81,10 @@ class Split:
     def record(self, index: int, rate_index: int = 0) -> ObjectRecord:
         """Return object `index`, with its views at `rates[rate_index]` where there are rates."""
         return self._sets[rate_index].record(index)
+
+
+def _names(records: RecordSet) -> list[tuple[str, str]]:
+    return [(found.category, found.object_id) for found in records.objects]
 
 
 def _form(manifest: Manifest) -> tuple:
@@ -132,6 +137,29 @@ def open_split(config: Config, split: str, views: int | None = None) -> Split:
             f"over {coded_over}: set background={coded_over}, without photos, or build them again"
         )
     return opened
+
+
+def crop_note(config: Config, manifest: Manifest) -> str:
+    """Return what to know where crops hold only a part of the stored views; "" where they do not.
+
+    The paper's crop, 128 of 137 pixels, keeps the object; one of less than three quarters cuts it.
+    """
+    stored, size = manifest.image_size, config.image_size
+    if size >= 0.75 * stored:
+        return ""
+    share = (size / stored) ** 2
+    directory, fitting = record_directory(config), []
+    for path in directory.parent.glob(f"{directory.name}-*/{MANIFEST}"):
+        with contextlib.suppress(RecordError):
+            if size <= read_manifest(path.parent).image_size <= size / 0.75:
+                fitting.append(f"--data={path.parent} holds smaller views")
+    advice = min(
+        fitting, default="use records of smaller views, such as the builders' --image_sizes"
+    )
+    return (
+        f"note: image_size={size} shows {share:.0%} of a stored view, {size} of {stored} pixels, "
+        f"and cuts the objects: {advice}"
+    )
 
 
 def _open_raw(config: Config, split: str) -> Split:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable
 
@@ -28,5 +29,6 @@ def run_or_exit(entry: Callable[[], None]) -> None:
         print(f"error: {error}: check that it is there, permitted and has room", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one could only disturb the end
         print("interrupted; the same command goes on from what is finished", file=sys.stderr)
         sys.exit(130)

@@ -31,6 +31,7 @@ from tfjoint.config import Config, ConfigError
 from tfjoint.dataset import (
     Replicas,
     Split,
+    crop_note,
     evaluation_examples,
     open_split,
     rows_per_replica,
@@ -86,6 +87,8 @@ def train(
         if start >= steps:
             print(f"already trained: step {start} of {steps} in {run}")
             return run
+        if workers.is_chief(strategy) and (note := crop_note(config, records.manifest)):
+            print(note)
         print(f"{'resuming at' if start else 'starting at'} step {start} of {steps} in {run}")
 
         results = _steps(config, strategy, model, optimizer, records, start, steps)

@@ -10,6 +10,7 @@ pipeline; --output must then be on storage that is there for every worker, by th
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,18 +48,20 @@ def main(_: Sequence[str]) -> None:
     from data_tools import jpeg2000
 
     rates = jpeg2000.read_rates(_RATES.value)
-    from data_tools import jpeg2000_records  # TensorFlow comes with it: not before
+    from data_tools import integrity, jpeg2000_records  # TensorFlow comes with them: not before
 
     config = jpeg2000_records.Jpeg2000Config(rates, _MODE.value, _BACKGROUND.value)
+    processes = _PROCESSES.value or os.cpu_count() or 1
     output = Path(_OUTPUT.value)
     rows = jpeg2000_records.build(
         Path(_RECORDS.value),
         output,
         config,
-        processes=_PROCESSES.value or os.cpu_count() or 1,
+        processes=processes,
         run=beam.runner(_RUNNER.value, output),
     )
     print("\n".join(jpeg2000_records.table(rows)))
+    print(integrity.confirm([output], processes), file=sys.stderr)
     print(f"{len(rows)} rates in {time.monotonic() - start:.1f} s: {_OUTPUT.value}")
 
 

@@ -59,7 +59,7 @@ def main(_: Sequence[str]) -> None:
     """Build what the flags say and print what was built."""
     start = time.monotonic()
     # Imported here so that --help and a wrong flag answer at once.
-    from data_tools import mesh_folder, mesh_set
+    from data_tools import integrity, mesh_folder, mesh_set
 
     given: dict[str, Any] = {flag.name: flag.value for flag in _SETTINGS}
     config = mesh_folder.FolderConfig(
@@ -69,6 +69,7 @@ def main(_: Sequence[str]) -> None:
         front=_FRONT.value or {"y": "z", "z": "-y"}[_UP.value],
         largest_bytes=_LARGEST_MB.value << 20,
     )
+    processes = _PROCESSES.value or os.cpu_count() or 1
     output = Path(_OUTPUT.value)
     work = Path(_WORK_DIR.value or f"{output}-work").absolute()
     built = mesh_folder.build(
@@ -77,10 +78,11 @@ def main(_: Sequence[str]) -> None:
         work,
         output,
         split_list=None if _SPLIT_LIST.value == "new" else Path(_SPLIT_LIST.value),
-        processes=_PROCESSES.value or os.cpu_count() or 1,
+        processes=processes,
         run=beam.runner(_RUNNER.value, work),
     )
     print("\n".join(mesh_set.summary(built)), file=sys.stderr)
+    print(integrity.confirm(list(built.manifests), processes), file=sys.stderr)
     print(f"built in {time.monotonic() - start:.0f} s", file=sys.stderr)
 
 

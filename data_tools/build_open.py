@@ -71,7 +71,7 @@ def main(_: Sequence[str]) -> None:
     """Build what the flags say and print what was built."""
     start = time.monotonic()
     # Imported here so that --help and a wrong flag answer at once.
-    from data_tools import mesh_set, open_set, sweethome3d
+    from data_tools import integrity, mesh_set, open_set, sweethome3d
 
     given: dict[str, Any] = {flag.name: flag.value for flag in _SETTINGS if flag.value is not None}
     if _LICENCES.value is not None:
@@ -79,6 +79,7 @@ def main(_: Sequence[str]) -> None:
     if _IMAGE_SIZES.value is not None:
         given.update(mesh_set.read_sizes(_IMAGE_SIZES.value))
     config = dataclasses.replace(open_set.PRESETS[_PRESET.value], **given)
+    processes = _PROCESSES.value or os.cpu_count() or 1
     output = Path(_OUTPUT.value)
     work = Path(_WORK_DIR.value or f"{output}-work").absolute()
     run = beam.runner(_RUNNER.value, work)
@@ -89,10 +90,11 @@ def main(_: Sequence[str]) -> None:
         work,
         output,
         split_list=_split_list(_SPLIT_LIST.value),
-        processes=_PROCESSES.value or os.cpu_count() or 1,
+        processes=processes,
         run=run,
     )
     print("\n".join(mesh_set.summary(built)), file=sys.stderr)
+    print(integrity.confirm(list(built.manifests), processes), file=sys.stderr)
     print(f"built in {time.monotonic() - start:.0f} s", file=sys.stderr)
 
 

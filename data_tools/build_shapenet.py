@@ -71,7 +71,7 @@ def main(_: Sequence[str]) -> None:
     """Build what the flags say and print what was built."""
     renderings, voxels = _halves()
     # Imported here so that --help and a wrong flag answer at once.
-    from data_tools import records_from_layout, shapenet
+    from data_tools import integrity, records_from_layout, shapenet
 
     config = records_from_layout.RecordsConfig(
         name=_NAME.value,
@@ -87,6 +87,7 @@ def main(_: Sequence[str]) -> None:
             "copies": _COPIES.value,
         },
     )
+    processes = _PROCESSES.value or os.cpu_count() or 1
     # Absolute, for workers on other machines.
     output = Path(_OUTPUT.value).absolute()
     work = Path(_WORK_DIR.value or f"{output}-work").absolute()
@@ -102,9 +103,10 @@ def main(_: Sequence[str]) -> None:
             _OBJECTS.value,
         )
         manifest = records_from_layout.build_records(
-            data, selection, output, config, _PROCESSES.value or os.cpu_count() or 1, run
+            data, selection, output, config, processes, run
         )
     print("\n".join(records_from_layout.summary(manifest)), file=sys.stderr)
+    print(integrity.confirm([output], processes), file=sys.stderr)
 
 
 def _halves() -> tuple[Path, Path]:

@@ -96,6 +96,19 @@ def verify(directories: Sequence[str | os.PathLike], processes: int = 1) -> list
     return reports
 
 
+def confirm(directories: Sequence[str | os.PathLike], processes: int = 1) -> str:
+    """Verify record sets that were just made and return a line that says so.
+
+    Raises `UserError` with the first fault.
+    """
+    reports = verify(directories, processes)
+    faults = [fault for report in reports for fault in report.faults]
+    if faults:
+        more = f", and {len(faults) - 1} more: data_tools.verify names all" if faults[1:] else ""
+        raise UserError(f"what was written is not what lies there: {faults[0]}{more}")
+    return f"verified: {', '.join(str(directory) for directory in directories)}"
+
+
 class Search(NamedTuple):
     """What lies in and below a directory."""
 

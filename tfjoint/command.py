@@ -115,13 +115,16 @@ def _add_photos(part: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_rate(part: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGroup:
+def _add_rate(part: argparse.ArgumentParser, otherwise: str) -> argparse._MutuallyExclusiveGroup:
     group = part.add_mutually_exclusive_group()
     group.add_argument(
         "--rate", type=_positive(float), help="raw bits over code bits: 48 is 48:1, or fewer bits"
     )
     group.add_argument(
-        "--iterations", type=_positive(int), metavar="T", help="number of iterations of the codec"
+        "--iterations",
+        type=_positive(int),
+        metavar="T",
+        help=f"iterations of the codec; otherwise {otherwise}",
     )
     return group
 
@@ -152,7 +155,7 @@ def _add_compress(parts: argparse._SubParsersAction) -> None:
     part.add_argument("photos", nargs="+", metavar="PHOTO", help="PNG, JPEG or WebP, any size")
     part.add_argument("-o", "--output", required=True, help=".tfj file to write; - is stdout")
     _add_model(part)
-    _add_rate(part).add_argument(
+    _add_rate(part, "as many as in training").add_argument(
         "--max-bytes",
         type=_positive(int),
         metavar="N",
@@ -187,7 +190,7 @@ def _add_decompress(parts: argparse._SubParsersAction) -> None:
     )
     _add_model(part)
     _add_first(part)
-    _add_rate(part)
+    _add_rate(part, "all that a file has, or as many as in training")
 
 
 def _add_reconstruct(parts: argparse._SubParsersAction) -> None:
@@ -215,7 +218,7 @@ def _add_reconstruct(parts: argparse._SubParsersAction) -> None:
         help="a cell is occupied from this probability on (default 0.4)",
     )
     _add_first(part)
-    _add_rate(part)
+    _add_rate(part, "all that a file has, or as many as in training")
     _add_photos(part)
 
 

@@ -190,7 +190,7 @@ def _add_decompress(parts: argparse._SubParsersAction) -> None:
     )
     _add_model(part)
     _add_first(part)
-    _add_rate(part, "all that a file has, or as many as in training")
+    _add_rate(part, "all that the file has")
 
 
 def _add_reconstruct(parts: argparse._SubParsersAction) -> None:

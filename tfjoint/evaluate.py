@@ -142,8 +142,8 @@ def evaluate(export: Path, config: Config, description: dict, protocol: Protocol
     start = time.monotonic()
     test, train = (open_split(config, name, protocol.views) for name in (protocol.split, "train"))
     signatures = load_signatures(export)
-    sizes = Sizes.of_export(export, config, description)
-    points = _measure(signatures, config, protocol, test, sizes)
+    counted = Sizes.of_export(export, config, description)
+    points = _measure(signatures, config, protocol, test, counted)
     # Of the first rate; nothing of this but the images depends on it.
     examples = evaluation_examples(config, test, protocol.views, protocol.seed)
     against = baselines(
@@ -245,7 +245,7 @@ def _measure(
     config: Config,
     protocol: Protocol,
     test: Split,
-    sizes: Sizes | None,
+    counted: Sizes | None,
 ) -> list[Point]:
     """Return the system's points: one per iteration, per JPEG 2000 rate, or one."""
     from tfjoint.dataset import evaluation_examples
@@ -254,20 +254,20 @@ def _measure(
         raw_bytes = 3 * test.manifest.image_size**2
         points = []
         for index, rate in enumerate(test.rates):
-            found, code_bytes = [], []
+            found, sizes = [], []
             for example in evaluation_examples(
                 config, test, protocol.views, protocol.seed, rate_index=index
             ):
-                found += _measure_object(signatures, config, example, 1, None)
+                found += _measure_object(signatures, config, example, 1)
                 assert example.code_bytes is not None, "JPEG 2000 records say their sizes"
-                code_bytes.append(example.code_bytes)
-            _, file, payload = np.mean(np.concatenate(code_bytes), axis=0)
+                sizes.append(example.code_bytes)
+            _, file, payload = np.mean(np.concatenate(sizes), axis=0)
             rates = {"nominal": rate, "payload": raw_bytes / payload, "file": raw_bytes / file}
             points.append(Point(None, None, rates, found))
         return points
     examples = evaluation_examples(config, test, protocol.views, protocol.seed)
     by_object = [
-        _measure_object(signatures, config, e, protocol.iterations, sizes) for e in examples
+        _measure_object(signatures, config, e, protocol.iterations, counted) for e in examples
     ]
     iterative = config.uses("iterations_max")
     return [
@@ -297,16 +297,16 @@ def _measure_object(
     config: Config,
     example: Example,
     iterations: int,
-    sizes: Sizes | None,
+    counted: Sizes | None = None,
 ) -> list[Measured]:
     """Return what is measured of one object: one item per iteration, or one."""
     sent = _sent(signatures, config, example.images, iterations)
     found = [Measured()] * len(sent)
     if "reconstruct" in signatures:
         found = [_measured_shape(signatures["reconstruct"](**views), example) for views in sent]
-    if sizes:
+    if counted:
         found = [
-            measured._replace(sent=sizes.of_codes(views["codes"].numpy()[0]))
+            measured._replace(sent=counted.of_codes(views["codes"].numpy()[0]))
             for measured, views in zip(found, sent)
         ]
     if "decode" not in signatures:

@@ -370,12 +370,12 @@ def test_the_digest_of_weights_depends_on_every_weight_and_their_order(model):
 
 def test_its_tables_are_counted_on_the_training_objects(data, exported, finished, loaded):
     config = runs.settings(data, finished)
-    train = dataset.open_split(config, "train", 5)
+    train = dataset.open_split(config, "train", 3)
     ones = views = 0
-    for example in dataset.evaluation_examples(config, train, 5, config.seed):
+    for example in dataset.evaluation_examples(config, train, 3, config.seed):
         codes = encode(loaded, example.images[np.newaxis], config.iterations_max).numpy()[0]
         ones, views = ones + (codes > 0).sum(axis=0), views + len(codes)
-    assert views == 12 * 5
+    assert views == 12 * 3
     tables = coding.read(exported / "assets.extra" / "tables.json")
     assert tables.source == bitstream.Source.of_export(export.read_description(exported))
     assert tables.iterations == config.iterations_max == 4

@@ -193,21 +193,48 @@ def test_codes_coded_elsewhere_are_decoded_here_and_coded_alike(name, coder):
     assert bitstream.encode(codes, tables) == stored
 
 
+# What a process of its own does with the file and the packets of an object: it reads raw codes and
+# writes them coded, or the other way round.
+PROCESS = """
+import sys
+from pathlib import Path
+from tfjoint import bitstream, coding
+tables = coding.read(sys.argv[2])
+before, after = (tables, None) if sys.argv[1] == "decode" else (None, tables)
+codes = bitstream.decode(Path(sys.argv[3]).read_bytes(), before)
+for stream in Path(sys.argv[3]).parent.glob("packet-*"):
+    packet = bitstream.decode_packet(stream.read_bytes(), tables.source, before)
+    Path(sys.argv[4], stream.name).write_bytes(bitstream.encode_packet(packet, after))
+Path(sys.argv[4], "object.tfj").write_bytes(bitstream.encode(codes, after))
+"""
+
+
 @pytest.mark.slow
-def test_another_process_codes_alike(coder, tmp_path):
-    codes, tables = arithmetic("direct, mini")
+@pytest.mark.parametrize("name", ["direct, mini", "implicit"])
+def test_what_one_process_codes_another_decodes_to_the_same_bits(name, coder, tmp_path):
+    codes, tables = arithmetic(name)
     coding.write(tmp_path / "tables.json", tables)
-    (tmp_path / "raw.tfj").write_bytes(bitstream.encode(codes))
-    program = (
-        "import sys; from pathlib import Path; from tfjoint import bitstream, coding;"
-        "tables = coding.read(sys.argv[1]);"
-        "codes = bitstream.decode(Path(sys.argv[2]).read_bytes());"
-        "Path(sys.argv[3]).write_bytes(bitstream.encode(codes, tables))"
-    )
-    files = [str(tmp_path / name) for name in ("tables.json", "raw.tfj", "coded.tfj")]
-    result = runs.finish([sys.executable, "-c", program, *files], PYTHONHASHSEED="7")
-    assert result.returncode == 0, result.stderr
-    assert (tmp_path / "coded.tfj").read_bytes() == bitstream.encode(codes, tables)
+    streams_of = {
+        folder: {
+            "object.tfj": bitstream.encode(codes, used),
+            **{f"packet-{p.view}": bitstream.encode_packet(p, used) for p in codes.packets(7)},
+        }
+        for folder, used in (("raw", None), ("coded", tables))
+    }
+    for folder in ("raw", "coded", "made raw", "made coded"):
+        (tmp_path / folder).mkdir()
+        for file, data in streams_of.get(folder, {}).items():
+            (tmp_path / folder / file).write_bytes(data)
+    # Each in a process of its own, and hashes of text that differ from this one's.
+    for way, given, made in (("encode", "raw", "coded"), ("decode", "coded", "raw")):
+        arguments = [way, tmp_path / "tables.json", tmp_path / given / "object.tfj"]
+        result = runs.finish(
+            [sys.executable, "-c", PROCESS, *map(str, arguments), str(tmp_path / f"made {made}")],
+            PYTHONHASHSEED="7",
+        )
+        assert result.returncode == 0, result.stderr
+        found = {file: (tmp_path / f"made {made}" / file).read_bytes() for file in streams_of[made]}
+        assert found == streams_of[made]
 
 
 def test_the_first_iterations_of_coded_codes_are_codes(coder):
@@ -382,6 +409,15 @@ def test_without_the_coder_one_line_says_what_to_install(no_coder):
         with pytest.raises(UserError, match=r"use raw, or install tfjoint\[tfc\]") as refused:
             attempt()
         assert "\n" not in str(refused.value)
+
+
+def test_where_no_coder_exists_the_line_names_the_environments_that_have_one():
+    try:
+        coding.range_coder()
+    except CodingError as error:
+        assert "tfjoint[tfc] with TensorFlow 2.17, tfjoint[tf214] with 2.14" in str(error)
+    else:
+        pytest.skip("the range coder is installed")
 
 
 def test_without_the_coder_raw_streams_are_read_and_tables_counted(no_coder):

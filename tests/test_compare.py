@@ -77,3 +77,12 @@ def test_results_of_runs_are_named_by_their_directories(tmp_path):
         write(tmp_path / name, "results.json")
         (tmp_path / name / "config.json").write_text("{}")
     assert list(compare.read_results(tmp_path)) == ["a", "b"]
+
+
+def test_the_command_prints_real_bytes(tmp_path):
+    rate = {"nominal": 384.0, "payload": 384.0, "file": 347.0}
+    results = {"one": write(tmp_path, "one.json", rate=rate)}
+    command = [sys.executable, "-m", "tfjoint.compare", f"--results={tmp_path}", "--bytes"]
+    done = subprocess.run(command, cwd=runs.ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == report.sent_bytes(results) + "\n"

@@ -21,6 +21,7 @@ from absl import flags
 from PIL import Image
 
 from tfjoint import (
+    coding,
     entry,
     evaluate,
     export,
@@ -190,7 +191,7 @@ def test_there_is_a_row_for_every_number_of_iterations_with_its_rate(rows, again
     for row, measured in zip(rows, again):
         bits = measured[0]["codes"][0].size  # of one view, a bit per value
         assert row["bits_per_view"] == bits
-        assert row["rate"] == {"nominal": SIDE * SIDE * 24 / bits}
+        assert row["rate"]["nominal"] == SIDE * SIDE * 24 / bits
     assert rows[0]["rate"]["nominal"] == 384
 
 
@@ -236,6 +237,55 @@ def test_every_row_says_what_made_it(data, rows, exported, config):
         assert row["wall_seconds"] > 0
         assert set(row["machine"]) == {"architecture", "cores", "system"}
         assert {"python", "tensorflow", "keras", "numpy", "tfjoint"} == set(row["versions"])
+
+
+# --- Real bytes -----------------------------------------------------------------------------------
+
+
+def test_real_rates_are_raw_bytes_over_those_of_a_file_of_all_views(rows, again):
+    for row, measured in zip(rows, again):
+        raw_bytes = VIEWS * SIDE * SIDE * 3
+        payload = -(-measured[0]["codes"].size // 8)
+        assert row["rate"]["payload"] == pytest.approx(raw_bytes / payload)
+        assert row["rate"]["file"] == pytest.approx(raw_bytes / (payload + 17))
+
+
+def test_rates_with_tables_are_of_the_information_in_the_codes(rows, again, exported):
+    try:
+        coding.range_coder()
+    except coding.CodingError as error:
+        pytest.skip(str(error))
+    ones = np.array(json.loads((exported / export.TABLES).read_text())["ones"]) / 65536
+    for row, measured in zip(rows, again):
+        sizes = []
+        for m in measured:
+            likely = np.where(
+                m["codes"] > 0, ones[: row["iterations"]], 1 - ones[: row["iterations"]]
+            )
+            sizes.append(min(-np.log2(likely).sum() / 8, m["codes"].size // 8))
+        for name, beyond in (("table_payload", 0), ("table_file", 17)):
+            found = VIEWS * SIDE * SIDE * 3 / row["rate"][name]
+            assert found == pytest.approx(np.mean(sizes) + beyond, abs=1.5)
+        assert row["rate"]["table_file"] >= row["rate"]["file"]
+
+
+def test_without_the_range_coder_raw_bytes_are_left(exported, config, monkeypatch, capsys):
+    for name in ("tensorflow_compression_ops", "tensorflow_compression"):
+        monkeypatch.setitem(sys.modules, name, None)
+    coding.range_coder.cache_clear()
+    try:
+        sizes = evaluate.Sizes.of_export(exported, config, export.read_description(exported))
+    finally:
+        coding.range_coder.cache_clear()
+    codes = np.ones((2, 3, 2, 2, 16), np.int8)
+    assert sizes.of_codes(codes) == {"payload": 48, "file": 65}
+    assert "real bytes of raw codes alone: coding with tables needs" in capsys.readouterr().out
+
+
+def test_iterations_that_the_tables_do_not_know_have_raw_bytes_alone(exported, config):
+    tables = coding.read(exported / export.TABLES)
+    sizes = evaluate.Sizes(tables.source, tables)
+    assert set(sizes.of_codes(np.ones((1, 5, 2, 2, 16), np.int8))) == {"payload", "file"}
 
 
 # --- Baselines ------------------------------------------------------------------------------------
@@ -366,7 +416,7 @@ def test_a_system_has_its_rows_and_the_figures_of_what_it_makes(evaluated, name,
         for entry_ in row["objects"]:
             assert (entry_["iou"] is None) == ("iou" in missing)
             assert (entry_["psnr_db"] is None) == ("psnr_db" in missing)
-        real = {"payload", "file"} if name == "jpeg2000" else set()
+        real = set() if name == "reconstruction" else {"payload", "file"}
         assert set(row["rate"]) == {"nominal", *real}
     wanted = {"training_objects"}
     wanted |= set() if "iou" in missing else {"mean_shape", "best_training_grid"}

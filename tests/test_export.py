@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -14,7 +15,7 @@ import runs
 import tensorflow as tf
 import tiny
 
-from tfjoint import dataset, export, models, provenance, records
+from tfjoint import bitstream, coding, dataset, export, models, provenance, records
 from tfjoint.config import Config, resolve
 from tfjoint.errors import UserError
 from tfjoint.export import ExportError, Signatures
@@ -362,6 +363,64 @@ def test_the_digest_of_weights_depends_on_every_weight_and_their_order(model):
     ]
     assert len(set(digests)) == 4
     assert export.weights_sha256(Weights(first, second.copy())) == digests[0]
+
+
+# --- Its tables -----------------------------------------------------------------------------------
+
+
+def test_its_tables_are_counted_on_the_training_objects(data, exported, finished, loaded):
+    config = runs.settings(data, finished)
+    train = dataset.open_split(config, "train", 3)
+    ones = views = 0
+    for example in dataset.evaluation_examples(config, train, 3, config.seed):
+        codes = encode(loaded, example.images[np.newaxis], config.iterations_max).numpy()[0]
+        ones, views = ones + (codes > 0).sum(axis=0), views + len(codes)
+    assert views == 12 * 3
+    tables = coding.read(exported / "assets.extra" / "tables.json")
+    assert tables.source == bitstream.Source.of_export(export.read_description(exported))
+    assert tables.iterations == config.iterations_max == 4
+    np.testing.assert_array_equal(tables.ones, (ones + 1) * 65536 // (views + 2))
+
+
+def test_tables_need_no_range_coder_and_are_the_same_when_counted_again(
+    data, exported, finished, model, monkeypatch
+):
+    monkeypatch.setattr(coding, "range_coder", None)
+    config = runs.settings(data, finished)
+    description = export.read_description(exported)
+    tables = export.count_tables(Signatures(model, config), config, description)
+    assert tables.digest == coding.read(exported / export.TABLES).digest
+
+
+def test_of_many_objects_some_are_counted_evenly_over_the_split(
+    data, exported, finished, model, monkeypatch
+):
+    seen = []
+
+    def examples(config, records, views, seed, indices):
+        seen.append((views, list(indices)))
+        return dataset.evaluation_examples(config, records, views, seed, indices)
+
+    monkeypatch.setattr(export, "evaluation_examples", examples)
+    monkeypatch.setattr(export, "COUNTED_OBJECTS", 5)
+    monkeypatch.setattr(export, "COUNTED_VIEWS", 2)
+    config = runs.settings(data, finished)
+    export.count_tables(Signatures(model, config), config, export.read_description(exported))
+    assert seen == [(2, [0, 2, 4, 7, 9])]  # of 12
+
+
+@pytest.mark.parametrize("name", ["reconstruction", "implicit floats", "direct floats"])
+def test_without_codes_of_bits_there_are_no_tables(serve, name):
+    config, _, signatures = serve(name)
+    assert export.count_tables(signatures, config, {}) is None
+
+
+def test_a_code_that_no_bitstream_holds_is_exported_without_tables(serve, capsys):
+    config, _, signatures = serve("direct")
+    wide = dataclasses.replace(config, code_channels=300)
+    description = {"config": wide.to_json(), "weights_sha256": "0" * 64}
+    assert export.count_tables(signatures, wide, description) is None
+    assert "without tables: channels must be in [1, 255]" in capsys.readouterr().out
 
 
 # --- Versions -------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from data_tools import data_card, splits
 from tfjoint import compare, report
@@ -58,6 +59,7 @@ def test_every_command_is_run_by_a_test_of_this_file_or_named_here():
         "make demo",
         "make test",
         "tensorboard",
+        "-m tfjoint ",
         "tfjoint.train",
         "tfjoint.evaluate",
         "tfjoint.compare",
@@ -82,6 +84,22 @@ def test_both_set_up_commands_are_targets_and_demo_runs_the_documented_command(t
         assert "-m tfjoint.evaluate --export=runs/direct/export\n" in result.stdout
 
 
+def use_the_shell(cwd: Path) -> None:
+    """Give the commands of the section about it, with photos of the names that they have there."""
+    (cwd / "photos").mkdir()
+    lines = [line for line in commands() if line.startswith(f"{PYTHON} -m tfjoint ")]
+    assert len(lines) == 6
+    for name in sorted(set(re.findall(r"photos/\S+", " ".join(lines)))):
+        Image.linear_gradient("L").convert("RGB").save(cwd / name)
+    printed = [run(line, cwd) for line in lines]
+    assert "3 views, T = 4, 96:1 nominal" in printed[1]
+    assert sorted(path.name for path in (cwd / "views").iterdir()) == [
+        f"view-{number}.png" for number in (1, 2, 3)
+    ]
+    assert (cwd / "chair.obj").read_text().startswith("v ")
+    assert (cwd / "chair.html").stat().st_size > 2**16
+
+
 @pytest.mark.slow
 def test_train_evaluate_tensorboard_and_the_snippet_work_as_written(tmp_path):
     (tmp_path / "configs").symlink_to(ROOT / "configs")
@@ -98,6 +116,10 @@ def test_train_evaluate_tensorboard_and_the_snippet_work_as_written(tmp_path):
     rows = json.loads((tmp_path / output).read_text(encoding="utf-8"))["rows"]
     assert {row["views"] for row in rows} == {3} and len(rows) == 8
     assert report.table(json.loads((tmp_path / output).read_text(encoding="utf-8"))) in printed
+
+    use_the_shell(tmp_path)
+    (tmp_path / "runs/direct/results.json").write_bytes((tmp_path / output).read_bytes())
+    assert "real rate" in run(command("--bytes"), tmp_path)
 
     printed = run(command("tfjoint.view"), tmp_path)
     shown = Path(output).with_suffix(".html")
@@ -123,7 +145,7 @@ def test_another_system_is_trained_and_evaluated_as_written(tmp_path):
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     run(f"{command('--model=implicit')} --steps=2", tmp_path)
     assert "384:1" in run(command("--export=runs/implicit"), tmp_path)
-    shown = run(command("tfjoint.compare"), tmp_path).splitlines()
+    shown = run(command("tfjoint.compare --results"), tmp_path).splitlines()
     assert len(shown) == 2 and shown[1].split()[:2] == ["implicit", "384:1"]
 
 

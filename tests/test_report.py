@@ -188,3 +188,41 @@ def test_a_file_is_read_as_it_was_written(tmp_path):
     with pytest.raises(report.ResultsError, match="is not a results file") as caught:
         report.read_results(path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+# --- Real bytes -----------------------------------------------------------------------------------
+
+CODED = {"nominal": 384.0, "payload": 384.0, "file": 348.0, "table_payload": 500, "table_file": 440}
+
+
+def test_a_table_shows_real_rates_where_they_were_measured():
+    row = {**ROW, "rate": CODED}
+    _, names, line, *_ = report.table({**RESULTS, "rows": [row]}).splitlines()
+    titles = ["T", "rate", "payload", "file", "table payload", "table file", "bits/view"]
+    assert re.split(r"\s{2,}", names.strip())[:7] == titles
+    assert line.split()[:7] == ["1", "384:1", "384:1", "348:1", "500:1", "440:1", "256"]
+
+
+def test_real_bytes_stand_beside_nominal_ones_for_every_rate():
+    coded = {**ROW, "rate": CODED}
+    raw = {**ROW, "iterations": 8, "bits_per_view": 2048, "rate": {"nominal": 48, "payload": 48,
+           "file": 47.4}}  # fmt: skip
+    jpeg = {**ROW, **NOTHING, "rate": REAL}
+    given = {"direct": {**RESULTS, "rows": [coded, raw]}, "jpeg2000": {**RESULTS, "rows": [jpeg]}}
+    names, *lines = report.sent_bytes({**given, "old": RESULTS}).splitlines()
+    assert re.split(r"\s{2,}", names) == [
+        *("results", "T", "rate", "nominal B", "payload B", "file B", "table payload B"),
+        *("table file B", "saved", "real rate", "with tables"),
+    ]
+    # 5 views of 256 bits: 160 bytes at 384:1, 160 x 384 / 348 of the file, and so on.
+    assert lines[0].split() == [
+        *("direct", "1", "384:1", "160.0", "160.0", "176.6", "122.9", "139.6", "21%"),
+        *("348:1", "440:1"),
+    ]
+    assert lines[1].split() == ["direct", "8", "48:1", "1280.0", "1280.0", "1296.2", "47.4:1"]
+    assert lines[2].split() == ["jpeg2000", "48:1", "30.06:1"] and len(lines) == 3
+
+
+def test_results_without_real_bytes_say_what_to_do():
+    with pytest.raises(report.ResultsError, match="evaluate the exports again"):
+        report.sent_bytes({"old": RESULTS})

@@ -22,12 +22,12 @@ ORDER = (
     "layers",
     "models",
     *("losses", "metrics", "baselines"),
-    *("bitstream", "coding", "png", "voxels", "binvox", "gallery", "shapes"),
+    *("bitstream", "coding", "png", "photos", "voxels", "binvox", "gallery", "shapes"),
     *("checkpoint", "summaries", "workers", "trainer", "export"),
     *("codec", "report", "page"),
-    *("entry", "evaluate", "compare", "view", "train"),
+    *("entry", "evaluate", "compare", "view", "train", "command", "__main__"),
 )
-WITHOUT_TENSORFLOW = ("bitstream", "shapes", "report", "page", "view")
+WITHOUT_TENSORFLOW = ("bitstream", "photos", "shapes", "report", "page", "view")
 FOR_LAYERS = {"keras", "numpy", "tensorflow"}
 FOR_DATA_TOOLS = {
     *("errors", "files", "provenance", "config", "records", "baselines"),
@@ -228,7 +228,10 @@ def test_every_imported_package_is_a_declared_dependency(imports):
         name = re.split(r"[^\w.-]", requirement, maxsplit=1)[0].lower()
         extra = re.search(r"extra == ['\"](\w+)['\"]", requirement)
         declared.setdefault(extra[1] if extra else "", set()).add(name)
-    for package, extras in (("tfjoint", ("tfc", "tf214")), ("data_tools", ("data", "beam"))):
+    for package, extras in (
+        ("tfjoint", ("tfc", "tf214", "photos")),
+        ("data_tools", ("data", "beam")),
+    ):
         allowed = declared[""].union(*(declared[extra] for extra in extras))
         for module, targets in imports.items():
             if _is_in(module, package):

@@ -112,10 +112,11 @@ class Tables:
     def _least_bits(self) -> np.ndarray:
         # What a view's cheapest code costs, by number of iterations.
         likely = np.maximum(self.ones, 2**PRECISION - self.ones.astype(np.int32)) / 2**PRECISION
-        return np.cumsum(-np.log2(likely).reshape(self._iterations, -1).sum(axis=1))
+        return np.cumsum(-np.log2(likely).reshape(self.iterations, -1).sum(axis=1))
 
     @property
-    def _iterations(self) -> int:
+    def iterations(self) -> int:
+        """The most that can be coded; 1 without iterations."""
         return len(self.ones) if self.source.iterative else 1
 
     def _index(self, shape: tuple[int, ...]) -> np.ndarray:
@@ -124,9 +125,9 @@ class Tables:
         return np.broadcast_to(of_view, (shape[0], len(of_view)))
 
     def _check_iterations(self, shape: tuple[int, ...]) -> None:
-        if self.source.iterative and shape[1] > self._iterations:
+        if self.source.iterative and shape[1] > self.iterations:
             raise BitstreamError(
-                f"the tables are for up to {self._iterations} iterations. Received: {shape[1]}; "
+                f"the tables are for up to {self.iterations} iterations. Received: {shape[1]}; "
                 "send these codes raw"
             )
 

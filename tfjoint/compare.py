@@ -1,6 +1,9 @@
 """Print the results files of a directory side by side.
 
-python -m tfjoint.compare --results=results/demo
+    python -m tfjoint.compare --results=results/demo
+    python -m tfjoint.compare --results=runs --bytes
+
+The second command shows what is really sent of an object, against the nominal rate.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from tfjoint.report import ResultsError
 def define_flags() -> None:
     """Define the flags of this command."""
     flags.DEFINE_string("results", "runs", "directory of results files, or of run directories")
+    flags.DEFINE_bool("bytes", False, "show the bytes of an object's views at every rate")
 
 
 def read_results(directory: Path) -> dict[str, Mapping[str, Any]]:
@@ -34,7 +38,8 @@ def read_results(directory: Path) -> dict[str, Mapping[str, Any]]:
 
 def main(argv: Sequence[str]) -> None:
     """Read, print."""
-    print(report.comparison(read_results(Path(flags.FLAGS.results))))
+    show = report.sent_bytes if flags.FLAGS.bytes else report.comparison
+    print(show(read_results(Path(flags.FLAGS.results))))
 
 
 if __name__ == "__main__":

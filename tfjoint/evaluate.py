@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from absl import flags
 
-from tfjoint import entry, files, metrics, provenance, report
+from tfjoint import bitstream, entry, files, metrics, provenance, report
 from tfjoint.baselines import THRESHOLDS, best_training_grid, mean_shape, pack
+from tfjoint.bitstream import Source
 from tfjoint.config import Config, ConfigError
 from tfjoint.gallery import Gallery, from_arrays, percent, write_gallery
 
 if TYPE_CHECKING:
+    from tfjoint.coding import Tables
     from tfjoint.dataset import Example, Split
 
 POOLED_OBJECTS = 6
@@ -65,6 +67,8 @@ class Measured(NamedTuple):
     """NaN of an empty grid."""
     l_comp: float | None = None
     psnr_db: float | None = None
+    sent: dict[str, int] | None = None
+    """Bytes of all views by what they count, as in `Sizes.of_codes`."""
 
 
 class Point(NamedTuple):
@@ -73,8 +77,52 @@ class Point(NamedTuple):
     iterations: int | None
     bits_per_view: int | None
     rate: dict[str, float | None]
-    """Raw bits over: "nominal" code bits; of JPEG 2000 also real "payload" and "file" bits."""
+    """Raw bits over: "nominal" code bits; what is really sent, real "payload" and "file" bits, of
+    codes with all views in one raw file; those of "table_payload" and "table_file" coded with the
+    export's tables, where the range coder is installed."""
     measured: list[Measured]
+
+
+class Sizes(NamedTuple):
+    """What counts the bytes of an object's codes."""
+
+    source: Source
+    tables: Tables | None
+    """None where codes have none, or nothing codes with them."""
+
+    @classmethod
+    def of_export(cls, export: Path, config: Config, description: dict) -> Sizes | None:
+        """Return that of an export; None of a system whose codes no bitstream holds."""
+        from tfjoint import coding
+        from tfjoint.export import TABLES
+
+        if not config.code_size:
+            return None
+        try:
+            source = Source.of_export(description)
+        except bitstream.BitstreamError as error:  # a width that no bitstream holds
+            print(f"without real bytes: {error}")
+            return None
+        if not (export / TABLES).is_file():
+            return cls(source, None)
+        try:
+            coding.range_coder()
+        except coding.CodingError as error:
+            print(f"real bytes of raw codes alone: {error}")
+            return cls(source, None)
+        return cls(source, coding.read(export / TABLES))
+
+    def of_codes(self, values: np.ndarray) -> dict[str, int]:
+        """Return bytes of codes [V, T, H/16, W/16, M] or [V, K] as one file: "file", "payload"."""
+        codes = bitstream.Codes(self.source, values)
+        found = {"": len(bitstream.encode(codes))}
+        if self.tables and (codes.iterations or 1) <= self.tables.iterations:
+            found["table_"] = len(bitstream.encode(codes, self.tables))
+        return {
+            f"{coded}{part}": size - beyond
+            for coded, size in found.items()
+            for part, beyond in (("payload", bitstream.OVERHEAD), ("file", 0))
+        }
 
 
 def evaluate(export: Path, config: Config, description: dict, protocol: Protocol) -> dict:
@@ -88,12 +136,14 @@ def evaluate(export: Path, config: Config, description: dict, protocol: Protocol
       description: what the export says of itself.
       protocol: split, views, iterations, seed.
     """
+    from tfjoint.codec import load_signatures
     from tfjoint.dataset import evaluation_examples, evaluation_views, open_split
 
     start = time.monotonic()
     test, train = (open_split(config, name, protocol.views) for name in (protocol.split, "train"))
-    signatures = _load(export)
-    points = _measure(signatures, config, protocol, test)
+    signatures = load_signatures(export)
+    sizes = Sizes.of_export(export, config, description)
+    points = _measure(signatures, config, protocol, test, sizes)
     # Of the first rate; nothing of this but the images depends on it.
     examples = evaluation_examples(config, test, protocol.views, protocol.seed)
     against = baselines(
@@ -190,20 +240,12 @@ def baselines(
     return found
 
 
-def _load(export: Path) -> Mapping[str, Any]:
-    import tensorflow as tf
-
-    from tfjoint.export import ExportError
-
-    try:
-        return tf.saved_model.load(str(export)).signatures
-    except Exception as error:  # of many kinds, from OSError to IndexError
-        reason = str(error).splitlines()[0][:200]
-        raise ExportError(f"{export} is damaged ({reason}): export the run again") from error
-
-
 def _measure(
-    signatures: Mapping[str, Any], config: Config, protocol: Protocol, test: Split
+    signatures: Mapping[str, Any],
+    config: Config,
+    protocol: Protocol,
+    test: Split,
+    sizes: Sizes | None,
 ) -> list[Point]:
     """Return the system's points: one per iteration, per JPEG 2000 rate, or one."""
     from tfjoint.dataset import evaluation_examples
@@ -212,39 +254,61 @@ def _measure(
         raw_bytes = 3 * test.manifest.image_size**2
         points = []
         for index, rate in enumerate(test.rates):
-            found, sizes = [], []
+            found, code_bytes = [], []
             for example in evaluation_examples(
                 config, test, protocol.views, protocol.seed, rate_index=index
             ):
-                found += _measure_object(signatures, config, example, 1)
+                found += _measure_object(signatures, config, example, 1, None)
                 assert example.code_bytes is not None, "JPEG 2000 records say their sizes"
-                sizes.append(example.code_bytes)
-            _, file, payload = np.mean(np.concatenate(sizes), axis=0)
+                code_bytes.append(example.code_bytes)
+            _, file, payload = np.mean(np.concatenate(code_bytes), axis=0)
             rates = {"nominal": rate, "payload": raw_bytes / payload, "file": raw_bytes / file}
             points.append(Point(None, None, rates, found))
         return points
     examples = evaluation_examples(config, test, protocol.views, protocol.seed)
-    by_object = [_measure_object(signatures, config, e, protocol.iterations) for e in examples]
+    by_object = [
+        _measure_object(signatures, config, e, protocol.iterations, sizes) for e in examples
+    ]
     iterative = config.uses("iterations_max")
     return [
         Point(
             iterations=t if iterative else None,
             bits_per_view=config.bits_per_view(t) if config.code_size else None,
-            rate={"nominal": config.rate(t) if config.code_size else None},
+            rate={
+                "nominal": config.rate(t) if config.code_size else None,
+                **_real_rates(config, protocol.views, measured),
+            },
             measured=list(measured),
         )
         for t, measured in enumerate(zip(*by_object), start=1)
     ]
 
 
+def _real_rates(config: Config, views: int, measured: Iterable[Measured]) -> dict[str, float]:
+    """Return raw bytes over the mean of those that were sent, by what they count."""
+    raw_bytes = 3 * config.image_size**2 * views
+    sent = [found.sent for found in measured if found.sent]
+    names = sent[0] if sent else ()
+    return {name: raw_bytes / float(np.mean([s[name] for s in sent])) for name in names}
+
+
 def _measure_object(
-    signatures: Mapping[str, Any], config: Config, example: Example, iterations: int
+    signatures: Mapping[str, Any],
+    config: Config,
+    example: Example,
+    iterations: int,
+    sizes: Sizes | None,
 ) -> list[Measured]:
     """Return what is measured of one object: one item per iteration, or one."""
     sent = _sent(signatures, config, example.images, iterations)
     found = [Measured()] * len(sent)
     if "reconstruct" in signatures:
         found = [_measured_shape(signatures["reconstruct"](**views), example) for views in sent]
+    if sizes:
+        found = [
+            measured._replace(sent=sizes.of_codes(views["codes"].numpy()[0]))
+            for measured, views in zip(found, sent)
+        ]
     if "decode" not in signatures:
         return found
     decoded = signatures["decode"](**sent[-1])["images"].numpy()[0]  # [V, T, H, W, 3]
@@ -330,9 +394,10 @@ def examples(
       rows: the results of the same.
       count: of objects, or all if there are fewer.
     """
+    from tfjoint.codec import load_signatures
     from tfjoint.dataset import evaluation_examples, open_split
 
-    signatures = _load(export)
+    signatures = load_signatures(export)
     split = open_split(config, protocol.split, protocol.views)
     shown = range(min(count, len(split)))
     by_rate = [
@@ -394,27 +459,16 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return float(np.mean(defined)) if defined else None
 
 
-def _find_export(path: str | None) -> Path:
-    if not path:
-        raise ConfigError("--export is missing: give the export directory of a trained run")
-
-    from tfjoint.export import ExportError, latest_version
-
-    given = Path(path)
-    found = given if (given / "saved_model.pb").is_file() else latest_version(given)
-    if found is None or not (found / "saved_model.pb").is_file():
-        raise ExportError(
-            f"no export at {given}: give the directory of one version, or the one above"
-        )
-    return found
-
-
 def main(argv: Sequence[str]) -> None:
     """Evaluate, write the JSON, print the table."""
     values = flags.FLAGS
-    export = _find_export(values.export)
+    if not values.export:
+        raise ConfigError("--export is missing: give the export directory of a trained run")
 
+    from tfjoint.codec import find_export
     from tfjoint.export import read_description
+
+    export = find_export(Path(values.export))
 
     description = read_description(export)
     config = Config.from_json(description["config"])

@@ -8,6 +8,7 @@
                      -> occupancy, hidden, cell: as if all views had come at once
         decode:      codes -> images [B, V, T, H, W, 3] float32 in [0, 1], after each iteration
         assets.extra/tfjoint.json   config, step, data hash, code revision
+        assets.extra/tables.json    probabilities of the codes' bits, for `tfjoint.coding`
 
 Any number of objects, views and iterations. The grid's state is zeros before an object's first view;
 its shape is that of the inputs `hidden` and `cell` in the signature, and in tfjoint.json G and F are
@@ -16,7 +17,7 @@ config.grid_size and config.grid_channels. A system has the signatures that it c
     implicit         encode takes no iterations, codes are [B, V, K]; no decode
     compression      images of any size that is a multiple of 16; no reconstruct, no refine
     reconstruction, jpeg2000     reconstruct alone, and it takes images
-    without binarizer            codes are float32 in [-1, 1]
+    without binarizer            codes are float32 in [-1, 1], and there are no tables
 
 An export is reloaded in a process that cannot import tfjoint and compared with the model before it
 gets its version number.
@@ -37,7 +38,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfjoint import files, models
+from tfjoint import bitstream, coding, files, models
 from tfjoint.checkpoint import Checkpoints
 from tfjoint.config import DOWNSAMPLING, Config
 from tfjoint.dataset import evaluation_examples, open_split
@@ -46,10 +47,13 @@ from tfjoint.layers import GridState
 from tfjoint.trainer import read_run
 
 DESCRIPTION = Path("assets.extra") / "tfjoint.json"
+TABLES = Path("assets.extra") / "tables.json"
 ORDER = ("encode", "reconstruct", "decode")
 """The signatures in the order in which one takes what another makes."""
 TOLERANCE = 1e-6
 CHECKED_OBJECTS, CHECKED_VIEWS, CHECKED_ITERATIONS = 2, 3, 3
+COUNTED_OBJECTS, COUNTED_VIEWS = 512, 5
+"""Of which the tables are counted at most: training objects, evenly over the split, and views."""
 
 
 class ExportError(UserError):
@@ -205,6 +209,8 @@ def export_run(run: Path) -> Path:
         (temporary / DESCRIPTION).parent.mkdir()
         files.write_json(temporary / DESCRIPTION, description)
         check_export(temporary, signatures, _real_images(config))
+        if tables := count_tables(signatures, config, description):
+            coding.write(temporary / TABLES, tables)
     print(f"exported: {path}")
     return path
 
@@ -329,6 +335,40 @@ def _real_images(config: Config) -> np.ndarray:
     indices = range(min(CHECKED_OBJECTS, len(records)))
     examples = evaluation_examples(config, records, views, config.seed, indices)
     return np.stack([example.images for example in examples])
+
+
+def count_tables(
+    signatures: Signatures, config: Config, description: Mapping[str, Any]
+) -> coding.Tables | None:
+    """Return the tables of a model's codes of training objects, with as many iterations as trained.
+
+    The same objects, views and bits whenever it is repeated: no file of an export changes.
+
+    Args:
+      signatures: those of the model.
+      config: says where the records are.
+      description: what the export says of itself.
+
+    Returns:
+      None of a system without codes or with codes of floats, or whose codes no bitstream holds.
+    """
+    if not (config.code_size and config.binarizer):
+        return None
+    try:
+        source = bitstream.Source.of_export(description)
+    except bitstream.BitstreamError as error:
+        print(f"without tables: {error}")
+        return None
+    records = open_split(config, "train", views=1)
+    views = min(COUNTED_VIEWS, records.manifest.views)
+    count = min(COUNTED_OBJECTS, len(records))
+    indices = [index * len(records) // count for index in range(count)]
+    iterations = [config.iterations_max] if source.iterative else []
+    encode = signatures.by_name["encode"]
+    with tf.device("/CPU:0"):
+        examples = evaluation_examples(config, records, views, config.seed, indices)
+        codes = (encode(e.images[np.newaxis], *iterations)["codes"].numpy()[0] for e in examples)
+        return coding.count(bitstream.Codes(source, values) for values in codes)
 
 
 def _require(value: tf.Tensor, condition: tf.Tensor, message: str) -> tf.Tensor:

@@ -85,6 +85,30 @@ def comparison(results: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(_grid(columns, rows))
 
 
+def sent_bytes(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return what several results files say of real bytes as text: every rate of each.
+
+    Bytes are of one object's views, on average; with tables there is what they save of the file.
+
+    Args:
+      results: by the name that each is to have. Rows without real bytes are left out.
+
+    Raises:
+      ResultsError: no file says any.
+    """
+    rows = [
+        {**row, "name": name}
+        for name, result in results.items()
+        for row in result["rows"]
+        if row["rate"].get("file")
+    ]
+    if not rows:
+        raise ResultsError("no results file holds real bytes: evaluate the exports again")
+    widest = max(len(row["name"]) for row in rows)
+    columns = {"results".ljust(widest): lambda row: row["name"].ljust(widest), **_SENT}
+    return "\n".join(_grid(columns, rows))
+
+
 def _grid(columns: Mapping[str, Column], rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return a head and one line per row; columns without any value are left out."""
     table = [[name, *map(show, rows)] for name, show in columns.items()]
@@ -115,6 +139,22 @@ def _rate(name: str) -> Column:
     return lambda row: _number(row["rate"].get(name), ".4g", ":1")
 
 
+def _bytes(name: str) -> Column:
+    def show(row: Mapping[str, Any]) -> str:
+        rate, code_bits = row["rate"].get(name), row["bits_per_view"]
+        if not (rate and code_bits):
+            return ""
+        nominal_bytes = code_bits * row["views"] / 8
+        return _number(nominal_bytes * row["rate"]["nominal"] / rate, ".1f")
+
+    return show
+
+
+def _saved(row: Mapping[str, Any]) -> str:
+    coded = row["rate"].get("table_file")
+    return _number(1 - row["rate"]["file"] / coded if coded else None, ".0%")
+
+
 def _shape(name: str) -> Column:
     return lambda row: _number((row["iou"] or {}).get(name), ".3f")
 
@@ -132,6 +172,8 @@ _COLUMNS: dict[str, Column] = {
     "rate": _rate("nominal"),
     "payload": _rate("payload"),
     "file": _rate("file"),
+    "table payload": _rate("table_payload"),
+    "table file": _rate("table_file"),
     "bits/view": lambda row: _number(row["bits_per_view"], "d"),
     "mIoU +- STD": _mean_std,
     "class mean": _shape("class_mean"),
@@ -139,4 +181,16 @@ _COLUMNS: dict[str, Column] = {
     "AP": lambda row: _number(row["average_precision"], ".3f"),
     "L_comp": lambda row: _number(row["l_comp"], ".3f"),
     "PSNR": lambda row: _number(row["psnr_db"], ".2f", " dB"),
+}
+
+_SENT: dict[str, Column] = {
+    **{name: _COLUMNS[name] for name in ("T", "rate")},
+    "nominal B": _bytes("nominal"),
+    "payload B": _bytes("payload"),
+    "file B": _bytes("file"),
+    "table payload B": _bytes("table_payload"),
+    "table file B": _bytes("table_file"),
+    "saved": _saved,
+    "real rate": _rate("file"),
+    "with tables": _rate("table_file"),
 }

@@ -1,0 +1,466 @@
+"""The command `tfjoint`: photos to codes, codes to views and to a shape.
+
+    tfjoint compress a.jpg b.jpg -o object.tfj --model=runs/direct/export
+    tfjoint reconstruct object.tfj -o shape.obj --model=runs/direct/export
+
+`--help` of each part has examples. Exit codes: 0, 2 after a line that says what was wrong, 130
+after Ctrl-C. What was done is said on stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from tfjoint import __version__, files
+from tfjoint.errors import UserError, run_or_exit
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from tfjoint.bitstream import Codes
+    from tfjoint.codec import Codec
+
+MODEL = "TFJOINT_MODEL"
+"""The environment variable that stands for --model."""
+STREAM = "-"
+"""The name of standard input and output."""
+
+
+class CommandError(UserError):
+    """Arguments that do not go together, or a file that must not be written."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are a `CommandError`, and so one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise CommandError(f"{message}; {self.prog} --help has examples")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    # TensorFlow's errors arrive as exceptions; what its C++ side prints besides is noise.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    run_or_exit(lambda: _run(arguments))
+
+
+def _run(arguments: Sequence[str] | None) -> None:
+    parsed = parser().parse_args(arguments)
+    parsed.run(parsed)
+
+
+# --- What can be given ----------------------------------------------------------------------------
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of all parts; `run` of what it parses does the work."""
+    whole = _Parser(
+        prog="tfjoint",
+        description="Send photos of an object in a few hundred bytes, and make its shape of them.",
+        epilog="tfjoint PART --help has examples. Models are trained by python -m tfjoint.train.",
+    )
+    whole.add_argument("--version", action="version", version=f"tfjoint {__version__}")
+    parts = whole.add_subparsers(metavar="PART", required=True, dest="part")
+    for add in (_add_compress, _add_decompress, _add_reconstruct, _add_info, _add_view):
+        add(parts)
+    return whole
+
+
+def _part(
+    parts: argparse._SubParsersAction,
+    run: Callable[[argparse.Namespace], None],
+    title: str,
+    examples: str,
+) -> argparse.ArgumentParser:
+    lines = "".join(f"  tfjoint {line.strip()}\n" for line in examples.strip().splitlines())
+    part = parts.add_parser(
+        run.__name__.lstrip("_"),
+        help=title,
+        description=f"{title[0].upper()}{title[1:]}.",
+        epilog=f"examples:\n{lines}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    part.set_defaults(run=run)
+    return part
+
+
+def _add_model(part: argparse.ArgumentParser) -> None:
+    part.add_argument(
+        "--model",
+        metavar="EXPORT",
+        help=f"export directory, of one version or of all; otherwise ${MODEL}",
+    )
+    part.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors")
+
+
+def _add_photos(part: argparse.ArgumentParser) -> None:
+    part.add_argument(
+        "--fit",
+        choices=("crop", "pad"),
+        default="crop",
+        help="crop photos to the model's shape (default), or pad them with background",
+    )
+    part.add_argument(
+        "--background",
+        metavar="COLOUR",
+        help="black, white or #rrggbb: behind transparent pixels and padding; otherwise what the "
+        "model was trained with",
+    )
+
+
+def _add_rate(part: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGroup:
+    group = part.add_mutually_exclusive_group()
+    group.add_argument(
+        "--rate", type=_positive(float), help="raw bits over code bits: 48 is 48:1, or fewer bits"
+    )
+    group.add_argument(
+        "--iterations", type=_positive(int), metavar="T", help="number of iterations of the codec"
+    )
+    return group
+
+
+def _positive(kind: type) -> Callable[[str], float]:
+    def read(text: str) -> float:
+        value = kind(text)
+        if not 0 < value < float("inf"):
+            raise ValueError
+        return value
+
+    read.__name__ = {int: "positive whole number", float: "positive number"}[kind]
+    return read
+
+
+def _add_compress(parts: argparse._SubParsersAction) -> None:
+    part = _part(
+        parts,
+        _compress,
+        "write the codes of an object's photos as one small file",
+        """
+        compress chair-1.jpg chair-2.jpg chair-3.jpg -o chair.tfj --model=runs/direct/export
+        compress chair-*.png -o chair.tfj --rate=96 --fit=pad --background=white
+        compress chair-*.png -o chair.tfj --max-bytes=300 --coding=table
+        compress chair.webp -o - | ssh ground 'tfjoint reconstruct - -o chair.obj'
+        """,
+    )
+    part.add_argument("photos", nargs="+", metavar="PHOTO", help="PNG, JPEG or WebP, any size")
+    part.add_argument("-o", "--output", required=True, help=".tfj file to write; - is stdout")
+    _add_model(part)
+    _add_rate(part).add_argument(
+        "--max-bytes",
+        type=_positive(int),
+        metavar="N",
+        help="as many iterations as fit into a file of N bytes",
+    )
+    part.add_argument(
+        "--coding",
+        choices=("raw", "table"),
+        default="raw",
+        help="packed bits (default), or coded with the export's tables: fewer bytes, needs "
+        "TensorFlow Compression at both ends",
+    )
+    part.add_argument(
+        "--packets", metavar="DIR", help="write a packet per view there too: view-1.packet, ..."
+    )
+    _add_photos(part)
+
+
+def _add_decompress(parts: argparse._SubParsersAction) -> None:
+    part = _part(
+        parts,
+        _decompress,
+        "write the views in a .tfj file as PNG pictures",
+        """
+        decompress chair.tfj -o views --model=runs/direct/export
+        decompress chair.tfj -o 'chair-%02d.png' --iterations=2
+        """,
+    )
+    part.add_argument("object", metavar="OBJECT", help=".tfj file; - is stdin")
+    part.add_argument(
+        "-o", "--output", required=True, help="directory for view-1.png, ..., or a name with %%d"
+    )
+    _add_model(part)
+    _add_first(part)
+    _add_rate(part)
+
+
+def _add_reconstruct(parts: argparse._SubParsersAction) -> None:
+    part = _part(
+        parts,
+        _reconstruct,
+        "make the shape of an object from its .tfj file or from photos",
+        """
+        reconstruct chair.tfj -o chair.obj --model=runs/direct/export
+        reconstruct chair-*.jpg -o chair.npz --model=runs/reconstruction/export
+        reconstruct chair.tfj -o chair.png --views=2 --iterations=1
+        """,
+    )
+    part.add_argument(
+        "inputs", nargs="+", metavar="INPUT", help="one .tfj file (- is stdin), or photos"
+    )
+    part.add_argument(
+        "-o", "--output", required=True, help="shape to write: .binvox, .obj, .ply, .npz or .png"
+    )
+    _add_model(part)
+    part.add_argument(
+        "--threshold",
+        type=_positive(float),
+        default=0.4,
+        help="a cell is occupied from this probability on (default 0.4)",
+    )
+    _add_first(part)
+    _add_rate(part)
+    _add_photos(part)
+
+
+def _add_first(part: argparse.ArgumentParser) -> None:
+    part.add_argument(
+        "--views", type=_positive(int), metavar="V", help="use the first V views alone"
+    )
+
+
+def _add_info(parts: argparse._SubParsersAction) -> None:
+    part = _part(
+        parts,
+        _info,
+        "say what a .tfj file or an export is",
+        """
+        info chair.tfj
+        info runs/direct/export
+        """,
+    )
+    part.add_argument("input", metavar="INPUT", help=".tfj file (- is stdin), or export directory")
+
+
+def _add_view(parts: argparse._SubParsersAction) -> None:
+    part = _part(
+        parts,
+        _view,
+        "write a page that shows shapes or results in a browser",
+        """
+        view chair.npz
+        view runs/direct/results.json -o page.html
+        """,
+    )
+    part.add_argument("input", metavar="INPUT", help=".npz file of shapes or .json of results")
+    part.add_argument("-o", "--output", help="page to write; otherwise the input's name with .html")
+
+
+# --- What is done ---------------------------------------------------------------------------------
+
+
+def _compress(given: argparse.Namespace) -> None:
+    from tfjoint import bitstream
+
+    if given.output != STREAM and Path(given.output).suffix != ".tfj":
+        raise CommandError(f"codes are written to a .tfj file or -; received {given.output!r}")
+    _require_writable(given.output)
+    codec = _codec(given)
+    if codec.takes_images:
+        raise CommandError(f"model {codec.config.model} has no codes: give reconstruct the photos")
+    coder = codec.coder(given.coding)
+    images = _views(given.photos, codec, given)
+    if given.max_bytes:
+        codes, data = codec.encode_within(images, given.max_bytes, coder)
+    else:
+        codes = codec.encode(images, _iterations(codec, given))
+        data = bitstream.encode(codes, coder)
+    packets = [bitstream.encode_packet(packet, coder) for packet in codes.packets(0)]
+    if given.packets:
+        _write_all(Path(given.packets), "view-{}.packet", packets)
+    _write(given.output, data)
+    _say(given, f"{given.output}: {_described(data)}")
+
+
+def _decompress(given: argparse.Namespace) -> None:
+    from tfjoint import png
+
+    codec, data = _codec(given), _read(given.object)
+    views = codec.decode(_first(codec, codec.read(data), given))[:, -1]  # after the last iteration
+    pictures = [png.encode_png((view * 255).round().astype("uint8")) for view in views]
+    if "%" in given.output:
+        path, numbers = Path(given.output), re.compile(r"%(?:0(\d))?d")
+        if len(numbers.findall(path.name)) != 1 or path.name.count("%") != 1:
+            raise CommandError(
+                f"a name of several views has one %d or %02d. Received: {given.output!r}"
+            )
+        name = numbers.sub(lambda match: f"{{:0{match[1] or 1}d}}", path.name)
+        _write_all(path.parent, name, pictures)
+    else:
+        _write_all(Path(given.output), "view-{}.png", pictures)
+    height, width = views.shape[1:3]
+    _say(given, f"{given.output}: {len(views)} views of {width} x {height} pixels")
+
+
+def _reconstruct(given: argparse.Namespace) -> None:
+    from tfjoint import shapes
+
+    shapes.require_suffix(given.output)
+    _require_writable(given.output)
+    if given.threshold > 1:
+        raise CommandError(f"a threshold is in (0, 1]. Received: {given.threshold:g}")
+    of_codes = [name for name in given.inputs if name == STREAM or name.lower().endswith(".tfj")]
+    if of_codes and len(given.inputs) > 1:
+        raise CommandError("give one .tfj file or photos, not both or several")
+    codec = _codec(given)
+    if of_codes:
+        codes = _first(codec, codec.read(_read(of_codes[0])), given)
+        occupancy, views = codec.reconstruct(codes), codes.views
+    else:
+        images = _views(given.inputs[: given.views], codec, given)
+        occupancy, views = _shape_of(codec, images, given), len(images)
+    shapes.write_shape(given.output, occupancy, given.threshold)
+    occupied = int((occupancy >= given.threshold).sum())
+    _say(
+        given, f"{given.output}: {occupied} of {occupancy.size} cells occupied, from {views} views"
+    )
+
+
+def _shape_of(codec: Codec, images: np.ndarray, given: argparse.Namespace) -> np.ndarray:
+    if not codec.takes_images:
+        return codec.reconstruct(codec.encode(images, _iterations(codec, given)))
+    if given.rate or given.iterations:
+        raise CommandError(f"model {codec.config.model} has no codes, and no rate: leave it out")
+    return codec.reconstruct_images(images)
+
+
+def _info(given: argparse.Namespace) -> None:
+    if given.input != STREAM and Path(given.input).is_dir():
+        print("\n".join(_of_export(given.input)))
+    else:
+        print(f"{given.input}: {_described(_read(given.input))}")
+
+
+def _of_export(path: str) -> list[str]:
+    from tfjoint import bitstream
+    from tfjoint.codec import Codec
+    from tfjoint.export import TABLES
+
+    codec = Codec(path)
+    config = codec.config
+    size = f"{codec.side} x {codec.side} pixels" if codec.side else "any multiples of 16 pixels"
+    steps = codec.description["step"]
+    lines = [
+        f"{codec.path}: {config.model}, {config.profile} profile, {steps} steps",
+        f"can {', '.join(codec.signatures)}; takes views of {size} over {config.background}",
+    ]
+    if codec.takes_images:
+        return [*lines, "no codes: shapes are made of the photos themselves"]
+    source = codec.source()
+    there = (codec.path / TABLES).is_file()
+    lines.append(f"model {source}; tables {codec.tables.digest if there else 'none'}")
+    for iterations in range(1, config.iterations_max + 1) if source.iterative else (None,):
+        lines.append(
+            f"{f'T = {iterations}, ' if iterations else ''}{config.rate(iterations or 1):.4g}:1, "
+            f"{config.bits_per_view(iterations or 1)} bits a view; a raw file of 5 views has "
+            f"{source.raw_bytes(5, iterations) + bitstream.OVERHEAD} bytes"
+        )
+    return lines
+
+
+def _view(given: argparse.Namespace) -> None:
+    from tfjoint import view
+
+    output = Path(given.output or Path(given.input).with_suffix(".html"))
+    _require_writable(str(output))
+    view.view(Path(given.input), output)
+    print(f"page: {output}, {output.stat().st_size / 2**20:.1f} MB")
+
+
+# --- What the parts share -------------------------------------------------------------------------
+
+
+def _codec(given: argparse.Namespace) -> Codec:
+    path = given.model or os.environ.get(MODEL)
+    if not path:
+        raise CommandError(
+            "no model: give --model=EXPORT, such as runs/direct/export after make demo, or set "
+            f"{MODEL}"
+        )
+    from tfjoint.codec import Codec
+
+    return Codec(path)
+
+
+def _views(paths: Sequence[str], codec: Codec, given: argparse.Namespace) -> np.ndarray:
+    from tfjoint import photos
+
+    trained = codec.config.background
+    colour = given.background or ("#f0f0f0" if trained == "random" else trained)
+    fitting = photos.Fitting(codec.side, given.fit, photos.colour(colour))
+    images, done = photos.read_views(paths, fitting)
+    for line in done:
+        _say(given, line)
+    return images
+
+
+def _iterations(codec: Codec, given: argparse.Namespace) -> int | None:
+    return codec.iterations_of(given.rate) if given.rate else given.iterations
+
+
+def _first(codec: Codec, codes: Codes, given: argparse.Namespace) -> Codes:
+    return codes.first(given.views, _iterations(codec, given))
+
+
+def _described(data: bytes) -> str:
+    """Return what a .tfj file says of itself, in a line."""
+    from tfjoint import bitstream
+    from tfjoint.config import FLOAT_BITS, RAW_BITS
+
+    header = bitstream.inspect(data)
+    source = header.source
+    raw_bits = RAW_BITS * source.height * source.width * header.views
+    values = header.views * (header.iterations or 1)
+    for side in source.shape:
+        values *= side
+    nominal = raw_bits / (values * (1 if source.binary else FLOAT_BITS))
+    digest_of = "tables" if header.coding == bitstream.TABLE else "model"
+    iterations = f"T = {header.iterations}, " if header.iterations else ""
+    return (
+        f"{len(data)} bytes, {header.coding}; {header.views} views, {iterations}{nominal:.4g}:1 "
+        f"nominal, {raw_bits / 8 / len(data):.4g}:1 real; {digest_of} {source}"
+    )
+
+
+def _read(path: str) -> bytes:
+    if path == STREAM:
+        return sys.stdin.buffer.read()
+    if not Path(path).is_file():
+        raise CommandError(f"no file at {path}: give a .tfj file")
+    return Path(path).read_bytes()
+
+
+def _require_writable(output: str) -> None:
+    if output == STREAM and sys.stdout.isatty():
+        raise CommandError("codes are not written to a terminal: give -o a file, or use a pipe")
+    if output != STREAM and Path(output).is_dir():
+        raise CommandError(f"{output} is a directory: give -o the name of a file")
+
+
+def _write(output: str, data: bytes) -> None:
+    if output == STREAM:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+        return
+    with files.replacing(output) as temporary:
+        temporary.write_bytes(data)
+
+
+def _write_all(directory: Path, name: str, contents: Sequence[bytes]) -> None:
+    if directory.exists() and not directory.is_dir():
+        raise CommandError(f"{directory} is a file: give the name of a directory")
+    for number, content in enumerate(contents, start=1):
+        path = directory / name.format(number)
+        _require_writable(str(path))
+        _write(str(path), content)
+
+
+def _say(given: argparse.Namespace, line: str) -> None:
+    if not given.quiet:
+        print(line, file=sys.stderr)

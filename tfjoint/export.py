@@ -10,9 +10,9 @@
         assets.extra/tfjoint.json   config, step, data hash, code revision
         assets.extra/tables.json    probabilities of the codes' bits, for `tfjoint.coding`
 
-Any number of objects, views and iterations. The grid's state is zeros before an object's first view;
-its shape is that of the inputs `hidden` and `cell` in the signature, and in tfjoint.json G and F are
-config.grid_size and config.grid_channels. A system has the signatures that it can serve:
+Any number of objects, views and iterations. The grid's state is zeros before an object's first
+view; its shape is that of the inputs `hidden` and `cell` in the signature. G and F are grid_size
+and grid_channels of the config in tfjoint.json. A system has the signatures that it can serve:
 
     implicit         encode takes no iterations, codes are [B, V, K]; no decode
     compression      images of any size that is a multiple of 16; no reconstruct, no refine
@@ -230,10 +230,10 @@ def latest_version(root: Path) -> Path | None:
     return max(versions, key=lambda path: int(path.name), default=None)
 
 
-def read_description(export: Path) -> dict[str, Any]:
-    """Return what an export says of itself. Raises `ExportError`."""
+def read_description(export: Path, name: Path = DESCRIPTION) -> dict[str, Any]:
+    """Return what an export says of itself in its file `name`. Raises `ExportError`."""
     try:
-        description = json.loads((export / DESCRIPTION).read_text(encoding="utf-8"))
+        description = json.loads((export / name).read_text(encoding="utf-8"))
         Config.from_json(description["config"])
         known = {"step", "data_sha256", "weights_sha256", "code_revision", "versions"}
         if missing := known - set(description):

@@ -143,9 +143,7 @@ class Codec(tf.keras.Model):
         steps = repeat(iterate, iterations, state, centred, dtypes, recompute)
         return Compressed(*map(_iterations_second, steps))
 
-    def encode_padded(
-        self, images: tf.Tensor, iterations: tf.Tensor | int, most: int
-    ) -> tf.Tensor:
+    def encode_padded(self, images: tf.Tensor, iterations: tf.Tensor | int, most: int) -> tf.Tensor:
         """Return the codes [N, most, h, w, M] of images [N, H, W, 3]; zeros from `iterations` on.
 
         The codes of `call` without its TensorArrays, which TensorFlow Lite cannot convert: all

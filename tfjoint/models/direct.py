@@ -55,7 +55,9 @@ class Direct(tf.keras.Model):
         return self.volume(self._sequence(codes))
 
     def refine(self, codes: tf.Tensor, state: GridState) -> tuple[tf.Tensor, GridState]:
-        """Return logits and state after codes [B, V, T, h, w, M] of further views; see `Volume.refine`."""
+        """Return logits and state after codes [B, V, T, h, w, M] of further views; see
+        `Volume.refine`.
+        """
         return self.volume.refine(self._sequence(codes), state)
 
     def _sequence(self, codes: tf.Tensor) -> tf.Tensor:

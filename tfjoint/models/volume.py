@@ -30,11 +30,11 @@ class Volume(tf.keras.Model):
         return self.voxel_decoder(self.grid(tf.cast(sequence, self.compute_dtype)))
 
     def refine(self, sequence: tf.Tensor, state: GridState) -> tuple[tf.Tensor, GridState]:
-        """Return what `call` would of all of an object's sequence, given the state before this part.
+        """Return what `call` would of the whole sequence up to here, and the state, after a part.
 
         Args:
           sequence: [B, S, K], S at least 1.
-          state: float32; zeros before the first part.
+          state: before this part, float32; zeros before the first.
 
         Returns:
           occupancy logits [B, D, D, D], and the state after this part, float32.

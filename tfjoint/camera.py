@@ -181,7 +181,7 @@ def _milliseconds(seconds: Mapping[int, Sequence[float]], config: Config) -> Any
 def table(results: Mapping[str, Any]) -> str:
     """Return results as lines to print."""
     lines = [f"{'camera':<12}     MB  ms/view    T  bits equal  views equal    mIoU    lost"]
-    for name, camera in results["cameras"].items():
+    for name, camera in sorted(results["cameras"].items(), reverse=True):
         times = camera["milliseconds_per_view"]
         shown = f"{name:<12} {camera['bytes'] / 2**20:6.2f}"
         for row in camera.get("rows", [{}]):

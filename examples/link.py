@@ -208,8 +208,8 @@ def receive(
             return arrivals
         arrivals.append(station.receive(data))
         number = arrivals[-1].object_number
-        known = number is not None and number < len(examples)
-        screen.show(arrivals[-1], examples[number] if number is not None and known else None)
+        known = [] if number is None else examples[number : number + 1]
+        screen.show(arrivals[-1], known[0] if known else None)
 
 
 def summary(arrivals: Sequence[Arrival], examples: Sequence[Example], views: int) -> str:

@@ -211,6 +211,8 @@ def test_the_command_says_where_the_ends_are_and_refuses_in_one_line(exported, t
     assert float(said[1][0]) < float(said[0][0])
     assert "--export is missing" in runs.refusal(command)
     assert "no export at" in runs.refusal([*command, f"--export={tmp_path}"])
+    evaluate = [sys.executable, "-m", "tfjoint.evaluate", f"--export={ends / 'ground'}"]
+    assert "is the ground end of an export" in runs.refusal(evaluate)
 
 
 # --- TensorFlow Lite ------------------------------------------------------------------------------

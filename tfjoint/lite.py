@@ -110,7 +110,9 @@ class LiteCamera:
     def __init__(self, path: Path, threads: int = 1) -> None:
         interpreter = _interpreter()
         try:
-            self._interpreter = interpreter(model_path=str(path), num_threads=threads)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that ai-edge-litert will take its place
+                self._interpreter = interpreter(model_path=str(path), num_threads=threads)
             self._interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
             reason = (str(error).splitlines() or ["no message"])[0][:200]
@@ -140,9 +142,7 @@ def _interpreter() -> Any:
         pass
     import tensorflow as tf
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that ai-edge-litert will take its place
-        found = getattr(getattr(tf, "lite", None), "Interpreter", None)
+    found = getattr(getattr(tf, "lite", None), "Interpreter", None)
     if found is None:
         raise LiteError(
             f"TensorFlow {tf.__version__} has no tf.lite to run the model with: "

@@ -33,16 +33,18 @@ RUN := runs/direct
 # run of `compression`.
 SYSTEMS ?= direct compression separate sequential implicit reconstruction jpeg2000 \
   direct_low sequential_low implicit_low
+ENDS ?= direct implicit
 JPEG2000 := data/demo-jpeg2000
 OPEN := data/open
 
 # --- Targets -------------------------------------------------------------------------------------
 
-.PHONY: help demo results data test lint setup test-tf221 test-tf214 test-beam clean distclean
+.PHONY: help demo results ends data test lint setup test-tf221 test-tf214 test-beam clean distclean
 
 help:
 	@echo 'make demo         train the direct model on the embedded demo set, export and evaluate it'
 	@echo 'make results      train and evaluate every system on the demo set: results/demo/*.json'
+	@echo 'make ends         divide exports, compare cameras, lose views: results/{camera,arrivals}/'
 	@echo 'make data         build the open mesh set: data/open (137 pixels) and data/open-68'
 	@echo 'make test         lint, then the whole test suite (TensorFlow 2.17)'
 	@echo 'make test-tf221   the fast part of the suite on TensorFlow 2.21'
@@ -74,6 +76,15 @@ results: $(VENV)/$(STAMP)
 	    --output=results/demo/$$system.json; \
 	done
 	$(BIN)/python -m tfjoint.compare --results=results/demo
+
+# Needs the exports of `make results`, of systems with codes and a grid.
+ends: $(VENV)/$(STAMP)
+	set -e; for system in $(ENDS); do \
+	  $(BIN)/python -m tfjoint.split --export=runs/$$system/export --lite; \
+	  $(BIN)/python -m tfjoint.camera --ends=runs/$$system/ends --output=results/camera/$$system.json; \
+	  $(BIN)/python -m tfjoint.arrivals --ends=runs/$$system/ends \
+	    --output=results/arrivals/$$system.json; \
+	done
 
 data: $(VENV)/$(STAMP)
 	$(BIN)/python -m data_tools.build_open --output=$(OPEN)

@@ -132,9 +132,11 @@ def codes_of(*shape: int | None, dtype: tf.DType = tf.int8) -> tuple:
     return ("codes", dtype, [None, None, *shape])
 
 
+STATE = [(name, tf.float32, [None, 4, 4, 4, 8]) for name in ("hidden", "cell")]
 JOINT = {
     "encode": ([IMAGES, TIMES], tf.int8),
     "reconstruct": ([codes_of(None, SIDE, SIDE, BITS)], tf.float32),
+    "refine": ([codes_of(None, SIDE, SIDE, BITS), *STATE], tf.float32),
     "decode": ([codes_of(None, SIDE, SIDE, BITS)], tf.float32),
 }
 FLOATS = codes_of(None, SIDE, SIDE, BITS, dtype=tf.float32)
@@ -155,14 +157,17 @@ SERVED = {
     "implicit": {
         "encode": ([IMAGES], tf.int8),
         "reconstruct": ([codes_of(64)], tf.float32),
+        "refine": ([codes_of(64), *STATE], tf.float32),
     },
     "implicit floats": {
         "encode": ([IMAGES], tf.float32),
         "reconstruct": ([codes_of(64, dtype=tf.float32)], tf.float32),
+        "refine": ([codes_of(64, dtype=tf.float32), *STATE], tf.float32),
     },
     "direct floats": {
         "encode": ([IMAGES, TIMES], tf.float32),
         "reconstruct": ([FLOATS], tf.float32),
+        "refine": ([FLOATS, *STATE], tf.float32),
         "decode": ([FLOATS], tf.float32),
     },
 }
@@ -211,6 +216,47 @@ def test_a_system_has_the_signatures_that_it_can_serve(serve, name):
     if expected.decoded is not None:
         decoded = np.clip(expected.decoded, 0, 1)
         np.testing.assert_allclose(values["images"], decoded, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["direct", "implicit", "sequential", "separate", "direct floats"])
+@pytest.mark.parametrize("parts", [(1, 1, 1, 1), (3, 1), (1, 3)])
+def test_views_that_come_in_parts_end_in_the_shape_of_all_at_once(serve, name, parts):
+    config, _, signatures = serve(name)
+    by_name = signatures.by_name
+    given = [tf.constant(images(2, 4))]
+    codes = by_name["encode"](*given, *([tf.constant(2)] if "implicit" not in name else []))
+    whole = by_name["reconstruct"](codes["codes"])["occupancy"]
+    shape = (2, *[config.grid_size] * 3, config.grid_channels)
+    state = {"hidden": tf.zeros(shape), "cell": tf.zeros(shape)}
+    for part in tf.split(codes["codes"], parts, axis=1):
+        state = dict(by_name["refine"](codes=part, **state))
+        occupancy = state.pop("occupancy")
+    np.testing.assert_allclose(occupancy, whole, rtol=0, atol=1e-6)
+    first = by_name["reconstruct"](codes["codes"][:, :1])["occupancy"]
+    assert np.max(np.abs(whole - first)) > 1e-4  # so that forgotten views would be seen
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"hidden": (1, 0)}, "must be of equally many objects"),
+        ({"cell": (3, 0)}, "must be of equally many objects"),
+        ({"hidden": (2, 1.5)}, "hidden must be in"),
+        ({"hidden": (2, np.nan)}, "hidden must be in"),
+        ({"cell": (2, np.inf)}, "cell must be finite"),
+        ({"codes": 0}, "codes must not be empty"),
+    ],
+)
+def test_refine_refuses_a_state_that_is_none(serve, changes, words):
+    values = {
+        name: tf.fill([objects, 4, 4, 4, 8], tf.constant(value, tf.float32))
+        for name, (objects, value) in {
+            "hidden": (2, 0), "cell": (2, 0), **{n: c for n, c in changes.items() if n != "codes"}
+        }.items()
+    }  # fmt: skip
+    codes = tf.ones([2, changes.get("codes", 1), 64], tf.int8)
+    with pytest.raises(tf.errors.InvalidArgumentError, match=words):
+        serve("implicit")[2].by_name["refine"](codes=codes, **values)
 
 
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (48, 80), (64, 32)])
@@ -316,6 +362,7 @@ def test_its_layout_is_that_of_tensorflow_serving(exported, finished):
         for name, f in signatures.items()
     }
     codes = {"codes": (tf.int8, [None, None, None, SIDE, SIDE, BITS])}
+    state = dict.fromkeys(("hidden", "cell"), (tf.float32, [None, 4, 4, 4, 8]))
     assert described == {
         "encode": (
             {
@@ -325,6 +372,10 @@ def test_its_layout_is_that_of_tensorflow_serving(exported, finished):
             {"codes": tf.int8},
         ),
         "reconstruct": (codes, {"occupancy": tf.float32}),
+        "refine": (
+            {**codes, **state},
+            {"occupancy": tf.float32, **dict.fromkeys(state, tf.float32)},
+        ),
         "decode": (codes, {"images": tf.float32}),
     }
 
@@ -441,6 +492,7 @@ def test_one_checkpoint_is_exported_once_and_the_next_gets_the_next_number(
     first = run / "export" / "1"
     assert export.export_run(run) == first
     assert "already exported" in capsys.readouterr().out
+    assert not (run / "export" / "2").exists()
     runs.train(data, run, steps=runs.STEPS + 1)
     second = export.export_run(run)
     assert second == run / "export" / "2"
@@ -448,6 +500,16 @@ def test_one_checkpoint_is_exported_once_and_the_next_gets_the_next_number(
     descriptions = [export.read_description(path) for path in (first, second)]
     assert [description["step"] for description in descriptions] == [runs.STEPS, runs.STEPS + 1]
     assert descriptions[0]["weights_sha256"] != descriptions[1]["weights_sha256"]
+
+
+def test_a_run_whose_export_lacks_a_signature_is_exported_again(tmp_path, finished):
+    """An export that an earlier version of this project has made."""
+    run = shutil.copytree(finished, tmp_path / "run")
+    path = export.export_run(run) / export.DESCRIPTION
+    description = json.loads(path.read_text())
+    assert description.pop("signatures") == ["decode", "encode", "reconstruct", "refine"]
+    path.write_text(json.dumps(description))
+    assert export.export_run(run) == run / "export" / "2"
 
 
 def test_a_run_without_a_checkpoint_cannot_be_exported(tmp_path, finished):
@@ -524,6 +586,24 @@ def test_the_check_sees_a_small_change_where_there_are_no_bits(tmp_path, serve, 
             export.check_export(tmp_path / "1", signatures, images())
     finally:
         bias.assign(before)
+
+
+@pytest.mark.slow
+def test_the_check_sees_a_refinement_that_forgets(tmp_path, serve):
+    _, _, signatures = serve("implicit")
+    refine = signatures.by_name["refine"]
+
+    @tf.function(input_signature=refine.input_signature)
+    def forgetful(codes, hidden, cell):
+        return refine(codes, 0 * hidden, cell)
+
+    signatures.by_name["refine"] = forgetful
+    try:
+        signatures.save(tmp_path / "1")
+        with pytest.raises(ExportError, match="differs from the model in refined: by"):
+            export.check_export(tmp_path / "1", signatures, images())
+    finally:
+        signatures.by_name["refine"] = refine
 
 
 @pytest.mark.slow

@@ -24,8 +24,9 @@ ORDER = (
     *("losses", "metrics", "baselines"),
     *("bitstream", "coding", "png", "photos", "voxels", "binvox", "gallery", "shapes"),
     *("checkpoint", "summaries", "workers", "trainer", "export"),
-    *("codec", "report", "page"),
-    *("entry", "evaluate", "compare", "view", "train", "command", "__main__"),
+    *("codec", "lite", "station", "report", "page"),
+    *("entry", "split", "camera", "arrivals"),
+    *("evaluate", "compare", "view", "train", "command", "__main__"),
 )
 WITHOUT_TENSORFLOW = ("bitstream", "photos", "shapes", "report", "page", "view")
 FOR_LAYERS = {"keras", "numpy", "tensorflow"}
@@ -35,6 +36,7 @@ FOR_DATA_TOOLS = {
 }
 ENTRY_POINTS = {
     *("tfjoint.entry", "tfjoint.evaluate", "tfjoint.compare", "tfjoint.view", "tfjoint.train"),
+    *("tfjoint.split", "tfjoint.camera", "tfjoint.arrivals"),
 }
 
 # An import name whose distribution is called something else.
@@ -229,7 +231,7 @@ def test_every_imported_package_is_a_declared_dependency(imports):
         extra = re.search(r"extra == ['\"](\w+)['\"]", requirement)
         declared.setdefault(extra[1] if extra else "", set()).add(name)
     for package, extras in (
-        ("tfjoint", ("tfc", "tf214", "photos")),
+        ("tfjoint", ("tfc", "tf214", "photos", "lite")),
         ("data_tools", ("data", "beam")),
     ):
         allowed = declared[""].union(*(declared[extra] for extra in extras))

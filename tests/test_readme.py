@@ -64,6 +64,10 @@ def test_every_command_is_run_by_a_test_of_this_file_or_named_here():
         "tfjoint.evaluate",
         "tfjoint.compare",
         "tfjoint.view",
+        "tfjoint.split",
+        "tfjoint.camera",
+        "tfjoint.arrivals",
+        "examples/link.py",
         "data_tools.verify",
     )
     for line in commands():
@@ -131,13 +135,27 @@ def test_train_evaluate_tensorboard_and_the_snippet_work_as_written(tmp_path):
 
     assert "test: 35 objects" in run(command("data_tools.verify"), ROOT)
 
-    (snippet,) = blocks("python")
-    result = subprocess.run(
-        [sys.executable, "-c", snippet], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stderr
-    promised = re.findall(r"#\s*(\([\d, ]+\))", snippet)
-    assert result.stdout.split("\n")[:3] == promised
+    divided = run(command("tfjoint.split"), tmp_path)
+    assert re.findall(r"runs/direct/(\S+)", divided) == [
+        "export/1", "ends/camera/1", "ends/ground/1", "ends/lite/1"
+    ]  # fmt: skip
+    snippets = [snippet for snippet in blocks("python") if "runs/direct" in snippet]
+    assert len(snippets) == 2
+    for snippet in snippets:
+        result = subprocess.run(
+            [sys.executable, "-c", snippet], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert result.returncode == 0, result.stderr
+        promised = re.findall(r"#\s*(\([\d, ]+\))", snippet)
+        assert promised and result.stdout.splitlines() == promised
+
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    fewer = "--views=1"
+    assert "camera.json" in run(f"{command('tfjoint.camera')} {fewer}", tmp_path)
+    assert "arrivals.json" in run(f"{command('tfjoint.arrivals')} {fewer}", tmp_path)
+    faster = "--objects=2 --bytes_per_second=60000"
+    assert "10 packets sent" in run(f"{command('examples/link.py')} {faster}", tmp_path)
+    assert (tmp_path / "link.html").stat().st_size > 2**20
 
 
 @pytest.mark.slow

@@ -223,8 +223,13 @@ def find_export(path: Path) -> Path:
 
 def load_signatures(export: Path) -> Mapping[str, Any]:
     """Return the signatures of one version by name. Raises `ExportError` if it is damaged."""
+    return load(export).signatures
+
+
+def load(export: Path) -> Any:
+    """Return the SavedModel of one version. Raises `ExportError` if it is damaged."""
     try:
-        return tf.saved_model.load(str(export)).signatures
+        return tf.saved_model.load(str(export))
     except Exception as error:  # of many kinds, from OSError to IndexError
         raise ExportError(
             f"{export} is damaged ({_first_line(error)}): export the run again"

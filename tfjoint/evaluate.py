@@ -471,6 +471,8 @@ def main(argv: Sequence[str]) -> None:
     export = find_export(Path(values.export))
 
     description = read_description(export)
+    if end := description.get("end"):
+        raise ConfigError(f"{export} is the {end} end of an export: evaluate the whole one")
     config = Config.from_json(description["config"])
     if values.data:
         config = dataclasses.replace(config, data=values.data)

@@ -4,14 +4,18 @@
         encode:      images [B, V, H, W, 3] float32 in [0, 1], iterations [] int32
                      -> codes [B, V, T, H/16, W/16, M] int8, -1 or +1
         reconstruct: codes -> occupancy [B, D, D, D] float32, probabilities
+        refine:      codes of further views, hidden and cell [B, G, G, G, F] float32
+                     -> occupancy, hidden, cell: as if all views had come at once
         decode:      codes -> images [B, V, T, H, W, 3] float32 in [0, 1], after each iteration
         assets.extra/tfjoint.json   config, step, data hash, code revision
         assets.extra/tables.json    probabilities of the codes' bits, for `tfjoint.coding`
 
-Any number of objects, views and iterations. A system has the signatures that it can serve:
+Any number of objects, views and iterations. The grid's state is zeros before an object's first
+view; its shape is that of the inputs `hidden` and `cell` in the signature. G and F are grid_size
+and grid_channels of the config in tfjoint.json. A system has the signatures that it can serve:
 
     implicit         encode takes no iterations, codes are [B, V, K]; no decode
-    compression      images of any size that is a multiple of 16; no reconstruct
+    compression      images of any size that is a multiple of 16; no reconstruct, no refine
     reconstruction, jpeg2000     reconstruct alone, and it takes images
     without binarizer            codes are float32 in [-1, 1], and there are no tables
 
@@ -39,6 +43,7 @@ from tfjoint.checkpoint import Checkpoints
 from tfjoint.config import DOWNSAMPLING, Config
 from tfjoint.dataset import evaluation_examples, open_split
 from tfjoint.errors import UserError
+from tfjoint.layers import GridState
 from tfjoint.trainer import read_run
 
 DESCRIPTION = Path("assets.extra") / "tfjoint.json"
@@ -72,6 +77,7 @@ class Signatures(tf.Module):
         self.by_name["encode"] = encode(model, images, codes.dtype)
         if config.uses("grid_size"):
             self.by_name["reconstruct"] = _reconstruct_codes(model, codes)
+            self.by_name["refine"] = _refine(model, codes, _state_specs(config))
         if config.uses("codec"):
             self.by_name["decode"] = _decode(model, codes)
 
@@ -95,6 +101,11 @@ def _code_spec(config: Config) -> tf.TensorSpec | None:
         shape = [None, None, None, side, side, config.code_channels]
         return tf.TensorSpec(shape, dtype, "codes")
     return None
+
+
+def _state_specs(config: Config) -> list[tf.TensorSpec]:
+    shape = [None, *[config.grid_size] * 3, config.grid_channels]
+    return [tf.TensorSpec(shape, tf.float32, name) for name in GridState._fields]
 
 
 def _encode(model: tf.keras.Model, images: tf.TensorSpec, dtype: tf.DType):
@@ -123,6 +134,22 @@ def _reconstruct_codes(model: tf.keras.Model, codes: tf.TensorSpec):
         return {"occupancy": tf.sigmoid(model.occupancy(_not_empty(codes)))}
 
     return reconstruct
+
+
+def _refine(model: tf.keras.Model, codes: tf.TensorSpec, state: list[tf.TensorSpec]):
+    @tf.function(input_signature=[codes, *state])
+    def refine(codes, hidden, cell):
+        # Else one state would be taken for that of several objects.
+        rows = [tf.shape(part)[0] for part in (codes, hidden, cell)]
+        alike = (rows[0] == rows[1]) & (rows[0] == rows[2])
+        codes = _require(codes, alike, "codes, hidden and cell must be of equally many objects")
+        hidden = _require(hidden, tf.reduce_all(tf.abs(hidden) <= 1), "hidden must be in [-1, 1]")
+        finite = tf.reduce_all(tf.math.is_finite(cell))
+        cell = _require(cell, finite, "cell must be finite")
+        logits, after = model.refine(_not_empty(codes), GridState(hidden, cell))
+        return {"occupancy": tf.sigmoid(logits), **after._asdict()}
+
+    return refine
 
 
 def _reconstruct_images(model: tf.keras.Model, images: tf.TensorSpec):
@@ -154,7 +181,8 @@ def _not_empty(codes: tf.Tensor) -> tf.Tensor:
 def export_run(run: Path) -> Path:
     """Export the newest checkpoint of a run and return the directory of the new version.
 
-    Where the newest export is already of that checkpoint, it is returned as it is.
+    Where the newest export is already of that checkpoint, with the same signatures, it is returned
+    as it is.
 
     Raises:
       ExportError: the run has no checkpoint, or the reloaded export differs from the model.
@@ -166,14 +194,18 @@ def export_run(run: Path) -> Path:
     step = Checkpoints(run / "checkpoints", weights).restore(partial=True)
     if not step:
         raise ExportError(f"{run} has no checkpoint to export: train it first")
-    description |= {"step": step, "weights_sha256": weights_sha256(model)}
+    signatures = Signatures(model, config)
+    description |= {
+        "step": step,
+        "weights_sha256": weights_sha256(model),
+        "signatures": sorted(signatures.by_name),
+    }
     root = run / "export"
     if (latest := latest_version(root)) and _is_of(latest, description):
         print(f"already exported: {latest}")
         return latest
     path = root / str(int(latest.name) + 1 if latest else 1)
     with files.replacing(path) as temporary:
-        signatures = Signatures(model, config)
         signatures.save(temporary)
         (temporary / DESCRIPTION).parent.mkdir()
         files.write_json(temporary / DESCRIPTION, description)
@@ -189,7 +221,8 @@ def _is_of(export: Path, description: Mapping[str, Any]) -> bool:
         found = read_description(export)
     except ExportError as error:
         raise ExportError(f"{error}; or remove {export} and repeat the command") from error
-    return all(found[name] == description[name] for name in ("step", "weights_sha256"))
+    same = ("step", "weights_sha256", "signatures")
+    return all(found.get(name) == description[name] for name in same)
 
 
 def latest_version(root: Path) -> Path | None:
@@ -198,10 +231,10 @@ def latest_version(root: Path) -> Path | None:
     return max(versions, key=lambda path: int(path.name), default=None)
 
 
-def read_description(export: Path) -> dict[str, Any]:
-    """Return what an export says of itself. Raises `ExportError`."""
+def read_description(export: Path, name: Path = DESCRIPTION) -> dict[str, Any]:
+    """Return what an export says of itself in its file `name`. Raises `ExportError`."""
     try:
-        description = json.loads((export / DESCRIPTION).read_text(encoding="utf-8"))
+        description = json.loads((export / name).read_text(encoding="utf-8"))
         Config.from_json(description["config"])
         known = {"step", "data_sha256", "weights_sha256", "code_revision", "versions"}
         if missing := known - set(description):
@@ -226,7 +259,9 @@ def check_export(export: Path, signatures: Signatures, images: np.ndarray) -> No
     """Compare an export, reloaded without tfjoint, with the model on images [B, V, H, W, 3].
 
     Both run on the CPU: a GPU's memory is this process's, and its kernels may differ from run to
-    run. Raises `ExportError` unless bits are equal and everything else is to 1e-6.
+    run. `refine` gets one view after another and has to end where `reconstruct` does.
+
+    Raises `ExportError` unless bits are equal and everything else is to 1e-6.
     """
     with tf.device("/CPU:0"):
         expected = _run_signatures(signatures.by_name, images)
@@ -262,6 +297,8 @@ def _run_signatures(by_name: Mapping[str, Any], images: np.ndarray) -> dict[str,
             results = by_name[name](*(values[spec.name] for spec in by_name[name].input_signature))
             made |= results
             values |= results
+    if "refine" in by_name:
+        made["refined"] = made["occupancy"]
     return {name: value.numpy() for name, value in made.items()}
 
 
@@ -281,6 +318,14 @@ for name in {ORDER}:
         results = signatures[name](**{{key: values[key] for key in wanted}})
         made |= results
         values |= results
+if "refine" in signatures:
+    _, wanted = signatures["refine"].structured_input_signature
+    objects, views = made["codes"].shape[:2]
+    after = {{name: tf.zeros([objects, *wanted[name].shape[1:]]) for name in ("hidden", "cell")}}
+    for view in range(views):
+        codes = made["codes"][:, view : view + 1]
+        after = signatures["refine"](codes=codes, **after)
+        made["refined"] = after.pop("occupancy")
 np.savez(outputs, **made)
 """
 

@@ -102,6 +102,10 @@ class GridLSTM(tf.keras.layers.Layer):
 
     def call(self, codes: tf.Tensor) -> tf.Tensor:
         """Return the last hidden state [B, G, G, G, F] for a sequence of codes [B, S, K]."""
+        return self.advance(codes, self.zero_state(tf.shape(codes)[0])).hidden
+
+    def advance(self, codes: tf.Tensor, state: GridState) -> GridState:
+        """Return the state after a sequence of codes [B, S, K] that begins in `state`."""
         batch, steps = tf.shape(codes)[0], tf.shape(codes)[1]
         flat = tf.reshape(codes, [batch * steps, codes.shape[-1]])
         projected = self.project(flat)  # [B * S, G, G, G, gates F]
@@ -112,9 +116,9 @@ class GridLSTM(tf.keras.layers.Layer):
         _, state = tf.while_loop(
             lambda index, state: index < steps,
             lambda index, state: (index + 1, self.step(inputs.read(index), state)),
-            (tf.constant(0), self.zero_state(batch)),
+            (tf.constant(0), state),
         )
-        return state.hidden
+        return state
 
     def get_config(self) -> dict:
         return {

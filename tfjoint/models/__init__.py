@@ -6,6 +6,7 @@ Every system is called as `model(images, iterations=T, noise=noise)` with images
     encode(images[, iterations]) -> codes    where there is a code
     decode(codes) -> images                  where views are decoded
     occupancy(codes) -> logits               where there is a grid; without a code, of images
+    refine(codes, state) -> logits, state    likewise: of further views, from the grid's state
 """
 
 from __future__ import annotations

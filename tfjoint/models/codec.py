@@ -143,6 +143,31 @@ class Codec(tf.keras.Model):
         steps = repeat(iterate, iterations, state, centred, dtypes, recompute)
         return Compressed(*map(_iterations_second, steps))
 
+    def encode_padded(self, images: tf.Tensor, iterations: tf.Tensor | int, most: int) -> tf.Tensor:
+        """Return the codes [N, most, h, w, M] of images [N, H, W, 3]; zeros from `iterations` on.
+
+        The codes of `call` without its TensorArrays, which TensorFlow Lite cannot convert: all
+        sides of `images` are static.
+        """
+        centred = tf.cast(images, tf.float32) - 0.5
+        rows, height, width, _ = centred.shape
+
+        def iterate(t, encoder, decoder, estimate, codes):
+            code, encoder = self._encode_step(centred - estimate, encoder, t, None)
+            estimate, decoder = self._decode_step(code, decoder, estimate)
+            here = tf.reshape(tf.one_hot(t, most, dtype=code.dtype), [1, most, 1, 1, 1])
+            return t + 1, encoder, decoder, estimate, codes + here * code[:, tf.newaxis]
+
+        shape = [rows, most, height // DOWNSAMPLING, width // DOWNSAMPLING, self.code_channels]
+        state = (
+            tf.constant(0),
+            self._encoder_state(rows, height, width),
+            self._decoder_state(rows, height, width),
+            tf.zeros_like(centred),
+            tf.zeros(shape, self.compute_dtype),
+        )
+        return tf.while_loop(lambda t, *_: t < iterations, iterate, state)[-1]
+
     def decode(self, codes: tf.Tensor) -> tf.Tensor:
         """Return the images [N, T, H, W, 3] after each iteration of codes [N, T, h, w, M]."""
         rows, height, width = _sides(codes[:, 0])

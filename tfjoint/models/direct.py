@@ -14,7 +14,7 @@ from __future__ import annotations
 import tensorflow as tf
 
 from tfjoint.config import Config
-from tfjoint.layers import BinarizerNoise
+from tfjoint.layers import BinarizerNoise, GridState
 from tfjoint.models.compression import Compression
 from tfjoint.models.output import Output
 from tfjoint.models.volume import Volume
@@ -52,5 +52,14 @@ class Direct(tf.keras.Model):
 
     def occupancy(self, codes: tf.Tensor) -> tf.Tensor:
         """Return occupancy logits [B, D, D, D] of codes [B, V, T, h, w, M]."""
+        return self.volume(self._sequence(codes))
+
+    def refine(self, codes: tf.Tensor, state: GridState) -> tuple[tf.Tensor, GridState]:
+        """Return logits and state after codes [B, V, T, h, w, M] of further views; see
+        `Volume.refine`.
+        """
+        return self.volume.refine(self._sequence(codes), state)
+
+    def _sequence(self, codes: tf.Tensor) -> tf.Tensor:
         shape = tf.shape(codes)
-        return self.volume(tf.reshape(codes, [shape[0], shape[1] * shape[2], self.code_size]))
+        return tf.reshape(codes, [shape[0], shape[1] * shape[2], self.code_size])

@@ -12,7 +12,7 @@ from __future__ import annotations
 import tensorflow as tf
 
 from tfjoint.config import Config
-from tfjoint.layers import Binarizer, BinarizerNoise
+from tfjoint.layers import Binarizer, BinarizerNoise, GridState
 from tfjoint.models import views
 from tfjoint.models.image_encoder import ImageEncoder
 from tfjoint.models.output import Output
@@ -56,3 +56,7 @@ class Implicit(tf.keras.Model):
     def occupancy(self, codes: tf.Tensor) -> tf.Tensor:
         """Return occupancy logits [B, D, D, D] of codes [B, V, K]."""
         return self.volume(codes)
+
+    def refine(self, codes: tf.Tensor, state: GridState) -> tuple[tf.Tensor, GridState]:
+        """Return logits and state after codes [B, V, K] of further views; see `Volume.refine`."""
+        return self.volume.refine(codes, state)

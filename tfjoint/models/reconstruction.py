@@ -10,7 +10,7 @@ from __future__ import annotations
 import tensorflow as tf
 
 from tfjoint.config import Config
-from tfjoint.layers import BinarizerNoise
+from tfjoint.layers import BinarizerNoise, GridState
 from tfjoint.models import views
 from tfjoint.models.image_encoder import ImageEncoder
 from tfjoint.models.output import Output
@@ -45,4 +45,13 @@ class Reconstruction(tf.keras.Model):
 
     def occupancy(self, images: tf.Tensor) -> tf.Tensor:
         """Return occupancy logits [B, D, D, D] of images [B, V, H, W, 3] in [0, 1]."""
-        return self.volume(views.split(self.image_encoder(views.join(images)), images))
+        return self.volume(self._sequence(images))
+
+    def refine(self, images: tf.Tensor, state: GridState) -> tuple[tf.Tensor, GridState]:
+        """Return logits and state after images [B, V, H, W, 3] of further views, in [0, 1]; see
+        `Volume.refine`.
+        """
+        return self.volume.refine(self._sequence(images), state)
+
+    def _sequence(self, images: tf.Tensor) -> tf.Tensor:
+        return views.split(self.image_encoder(views.join(images)), images)

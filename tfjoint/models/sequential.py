@@ -11,7 +11,7 @@ from __future__ import annotations
 import tensorflow as tf
 
 from tfjoint.config import Config
-from tfjoint.layers import BinarizerNoise
+from tfjoint.layers import BinarizerNoise, GridState
 from tfjoint.models.compression import Compression
 from tfjoint.models.output import Output
 from tfjoint.models.reconstruction import Reconstruction
@@ -50,5 +50,15 @@ class Sequential(tf.keras.Model):
         """Return occupancy logits [B, D, D, D] of codes [B, V, T, h, w, M]."""
         return self._occupancy_of(self.decode(codes))
 
+    def refine(self, codes: tf.Tensor, state: GridState) -> tuple[tf.Tensor, GridState]:
+        """Return logits and state after codes [B, V, T, h, w, M] of further views; see
+        `Volume.refine`.
+        """
+        return self.reconstruction.refine(_last(self.decode(codes)), state)
+
     def _occupancy_of(self, decoded: tf.Tensor) -> tf.Tensor:
-        return self.reconstruction.occupancy(tf.clip_by_value(decoded[:, :, -1], 0, 1))
+        return self.reconstruction.occupancy(_last(decoded))
+
+
+def _last(decoded: tf.Tensor) -> tf.Tensor:
+    return tf.clip_by_value(decoded[:, :, -1], 0, 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tensorflow as tf
 
 from tfjoint.config import Config
-from tfjoint.layers import GridLSTM
+from tfjoint.layers import GridLSTM, GridState
 from tfjoint.models.voxel_decoder import VoxelDecoder
 
 
@@ -28,3 +28,18 @@ class Volume(tf.keras.Model):
     def call(self, sequence: tf.Tensor) -> tf.Tensor:
         """Return occupancy logits [B, D, D, D] of a sequence [B, S, K]."""
         return self.voxel_decoder(self.grid(tf.cast(sequence, self.compute_dtype)))
+
+    def refine(self, sequence: tf.Tensor, state: GridState) -> tuple[tf.Tensor, GridState]:
+        """Return what `call` would of the whole sequence up to here, and the state, after a part.
+
+        Args:
+          sequence: [B, S, K], S at least 1.
+          state: before this part, float32; zeros before the first.
+
+        Returns:
+          occupancy logits [B, D, D, D], and the state after this part, float32.
+        """
+        state = GridState(*(tf.cast(part, self.compute_dtype) for part in state))
+        state = self.grid.advance(tf.cast(sequence, self.compute_dtype), state)
+        logits = self.voxel_decoder(state.hidden)
+        return logits, GridState(*(tf.cast(part, tf.float32) for part in state))

@@ -23,7 +23,7 @@ ORDER = (
     "models",
     *("losses", "metrics", "baselines"),
     *("bitstream", "coding", "png", "voxels", "binvox", "gallery", "shapes"),
-    *("checkpoint", "summaries", "workers", "trainer", "export"),
+    *("checkpoint", "summaries", "workers", "trainer", "serving", "export"),
     *("codec", "report", "page"),
     *("entry", "evaluate", "compare", "view", "train"),
 )

@@ -5,9 +5,12 @@
                      -> codes [B, V, T, H/16, W/16, M] int8, -1 or +1
         reconstruct: codes -> occupancy [B, D, D, D] float32, probabilities
         decode:      codes -> images [B, V, T, H, W, 3] float32 in [0, 1], after each iteration
+        ...          for files and packed codes, as a server's clients send them: tfjoint.serving
         assets.extra/tfjoint.json   config, step, data hash, code revision
+        assets.extra/tf_serving_warmup_requests
 
-Any number of objects, views and iterations. A system has the signatures that it can serve:
+Any number of objects, views and iterations; a server's clients get an error beyond 255 views or
+iterations. A system has the signatures that it can serve:
 
     implicit         encode takes no iterations, codes are [B, V, K]; no decode
     compression      images of any size that is a multiple of 16; no reconstruct
@@ -33,11 +36,12 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfjoint import files, models
+from tfjoint import files, models, serving
 from tfjoint.checkpoint import Checkpoints
 from tfjoint.config import DOWNSAMPLING, Config
 from tfjoint.dataset import evaluation_examples, open_split
 from tfjoint.errors import UserError
+from tfjoint.serving import require as _require
 from tfjoint.trainer import read_run
 
 DESCRIPTION = Path("assets.extra") / "tfjoint.json"
@@ -59,6 +63,10 @@ class Signatures(tf.Module):
         self.weights = models.variables(model)
         self.by_name: dict[str, tf.types.experimental.GenericFunction] = {}
         """The signatures by the name they are served under."""
+        self._make(model, config)
+        self.by_name |= serving.signatures(self.by_name, config)
+
+    def _make(self, model: tf.keras.Model, config: Config) -> None:
         images, codes = _image_spec(config), _code_spec(config)
         if codes is None:
             self.by_name["reconstruct"] = _reconstruct_images(model, images)
@@ -103,10 +111,16 @@ def _encode(model: tf.keras.Model, images: tf.TensorSpec, dtype: tf.DType):
 def _encode_iterations(model: tf.keras.Model, images: tf.TensorSpec, dtype: tf.DType):
     @tf.function(input_signature=[images, tf.TensorSpec([], tf.int32, "iterations")])
     def encode(images, iterations):
-        iterations = _require(iterations, iterations >= 1, "iterations must be at least 1")
+        iterations = _require(
+            iterations, (iterations >= 1) & (iterations <= serving.MOST),
+            f"iterations must be in [1, {serving.MOST}]. Received:", iterations,
+        )  # fmt: skip
         images = _checked(images)
-        whole = tf.reduce_all(tf.shape(images)[2:4] % DOWNSAMPLING == 0)
-        images = _require(images, whole, "height and width must be multiples of 16")
+        sides = tf.shape(images)[2:4]
+        whole = tf.reduce_all(sides % DOWNSAMPLING == 0)
+        images = _require(
+            images, whole, "height and width must be multiples of 16. Received:", sides
+        )
         return {"codes": tf.cast(model.encode(images, iterations), dtype)}
 
     return encode
@@ -123,8 +137,7 @@ def _reconstruct_codes(model: tf.keras.Model, codes: tf.TensorSpec):
 def _reconstruct_images(model: tf.keras.Model, images: tf.TensorSpec):
     @tf.function(input_signature=[images])
     def reconstruct(images):
-        views = _require(images, tf.size(images) > 0, "images must hold an object and a view")
-        return {"occupancy": tf.sigmoid(model.occupancy(_checked(views)))}
+        return {"occupancy": tf.sigmoid(model.occupancy(_checked(images)))}
 
     return reconstruct
 
@@ -138,12 +151,17 @@ def _decode(model: tf.keras.Model, codes: tf.TensorSpec):
 
 
 def _checked(images: tf.Tensor) -> tf.Tensor:
+    images = serving.filled("images", images)
     in_range = tf.reduce_all((images >= 0) & (images <= 1))  # which NaN is not
     return _require(images, in_range, "images must be in [0, 1]")
 
 
 def _not_empty(codes: tf.Tensor) -> tf.Tensor:
-    return _require(codes, tf.size(codes) > 0, "codes must not be empty")
+    codes = serving.filled("codes", codes)
+    if codes.dtype == tf.int8:
+        # The absolute value of int8 -128 is -128.
+        return _require(codes, tf.reduce_all(tf.abs(codes) == 1), "codes must be -1 or +1")
+    return _require(codes, tf.reduce_all(tf.abs(codes) <= 1), "codes must be in [-1, 1]")
 
 
 def export_run(run: Path) -> Path:
@@ -172,6 +190,7 @@ def export_run(run: Path) -> Path:
         signatures.save(temporary)
         (temporary / DESCRIPTION).parent.mkdir()
         files.write_json(temporary / DESCRIPTION, description)
+        serving.write_warmup(temporary, signatures.by_name, config)
         check_export(temporary, signatures, _real_images(config))
     print(f"exported: {path}")
     return path
@@ -284,9 +303,3 @@ def _real_images(config: Config) -> np.ndarray:
     indices = range(min(CHECKED_OBJECTS, len(records)))
     examples = evaluation_examples(config, records, views, config.seed, indices)
     return np.stack([example.images for example in examples])
-
-
-def _require(value: tf.Tensor, condition: tf.Tensor, message: str) -> tf.Tensor:
-    # Without the dependency, an operation on `value` may fail first, with a message of its own.
-    with tf.control_dependencies([tf.debugging.Assert(condition, [message])]):
-        return tf.identity(value)

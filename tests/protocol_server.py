@@ -13,7 +13,9 @@ from __future__ import annotations
 import argparse
 import base64
 import binascii
+import contextlib
 import json
+import math
 import re
 import sys
 import threading
@@ -40,6 +42,7 @@ from tensorflow_serving.apis import (
 )
 
 LARGEST_REQUEST = 32 * 2**20
+LARGEST_TENSOR = 2**27
 POLL_SECONDS = 0.2
 State = get_model_status_pb2.ModelVersionStatus.State
 
@@ -115,6 +118,10 @@ def _tensor(name: str, proto: Any, wanted: meta_graph_pb2.TensorInfo) -> tf.Tens
     dtype, shape = tf.dtypes.as_dtype(wanted.dtype), tf.TensorShape(wanted.tensor_shape)
     if proto.dtype != wanted.dtype:
         raise invalid(f"{name} must be {dtype.name}. Received: type {proto.dtype}")
+    sizes = [dim.size for dim in proto.tensor_shape.dim]
+    # A tensor may hold less than its shape says; what is left out is the last value again.
+    if min(sizes, default=0) < 0 or math.prod(sizes) > LARGEST_TENSOR:
+        raise invalid(f"{name} has an invalid shape: {sizes}")
     try:
         value = tf.make_ndarray(proto)
     except (ValueError, TypeError, OverflowError, MemoryError) as error:
@@ -368,6 +375,8 @@ def _leaf(name: str, dtype: tf.DType) -> Callable[[Any], Any]:
         kinds = (int,) if dtype.is_integer else (int, float)
         if isinstance(value, bool) or not isinstance(value, kinds):
             raise error(value)
+        if dtype.is_integer and not dtype.min <= value <= dtype.max:
+            raise error(value)
         return value
 
     return string if dtype == tf.string else number
@@ -507,7 +516,8 @@ def main() -> None:
     http = HttpServer(("127.0.0.1", 0), handler_of(model))
     threading.Thread(target=model.watch, daemon=True).start()
     print(json.dumps({"grpc": grpc_port, "rest": http.server_address[1]}), flush=True)
-    http.serve_forever()
+    with contextlib.suppress(KeyboardInterrupt):
+        http.serve_forever()
 
 
 if __name__ == "__main__":

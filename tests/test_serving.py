@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from PIL import Image
+from tensorflow.core.framework import tensor_pb2
 
 from tfjoint import bitstream, dataset, export, models, serving
 from tfjoint.config import Config, resolve
@@ -323,9 +324,8 @@ def prediction_log() -> type:
     file = descriptor_pb2.FileDescriptorProto(name="log.proto", package="p", syntax="proto3")
     kinds = descriptor_pb2.FieldDescriptorProto
 
-    def message(name: str, *fields: tuple[str, int, str], entry: bool = False) -> None:
+    def message(name: str, *fields: tuple[str, int, str]) -> None:
         made = file.message_type.add(name=name)
-        made.options.map_entry = entry
         for field, number, kind in fields:
             many = kind == "InputsEntry"
             made.field.add(
@@ -358,7 +358,7 @@ def test_warm_up_requests_are_small_and_every_signature_answers_its_own(exported
         assert request.model_spec.name == "direct"
         name = request.model_spec.signature_name
         values = {
-            entry.key: tf.make_ndarray(tf.compat.v1.TensorProto.FromString(entry.value))
+            entry.key: tf.make_ndarray(tensor_pb2.TensorProto.FromString(entry.value))
             for entry in request.inputs
         }
         wanted = loaded.signatures[name].structured_input_signature[1]

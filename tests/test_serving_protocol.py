@@ -235,6 +235,7 @@ def test_any_number_of_objects_and_views_is_answered(client, loaded):
 
 
 def test_an_independent_client_asks_by_grpc(client, loaded):
+    """It always names a version; the newest is 0 to it, and to its own server alone."""
     theirs = ovmsclient.make_grpc_client(client.server.grpc)
     files = files_of(noise(1, 2))
     found = theirs.predict(
@@ -242,7 +243,7 @@ def test_an_independent_client_asks_by_grpc(client, loaded):
     )
     expected = loaded["serving_default"](images_bytes=tf.constant(files))["occupancy"]
     np.testing.assert_array_equal(found, expected)
-    assert theirs.get_model_status(NAME, timeout=SECONDS)[1]["state"] == "AVAILABLE"
+    assert theirs.get_model_status(NAME, 1, timeout=SECONDS)[1]["state"] == "AVAILABLE"
     described = theirs.get_model_metadata(NAME, model_version=1, timeout=SECONDS)
     assert described["model_version"] == 1
     assert described["inputs"] == {"images_bytes": {"shape": [-1, -1], "dtype": "DT_STRING"}}
@@ -360,135 +361,157 @@ def test_a_new_version_takes_over_without_a_failed_request(start, exported):
 # --- What is refused ------------------------------------------------------------------------------
 
 
-def malformed_rest(rng: np.random.Generator, loaded: Any) -> tuple[str, bytes]:
-    """A path and a body, wrong in one of the ways there are."""
-    files = b64(files_of(noise(1, 1)))
-    blank = np.zeros((1, 1, SIZE, SIZE, 3)).tolist()
-    ones = np.ones((1, 1, 1, SIDE, SIDE, BITS), np.int8).tolist()
-    good = json.dumps({"instances": files}).encode()
-    wrong_shape = tuple(int(n) for n in rng.integers(0, 3, int(rng.integers(0, 5))))
-    wrong_size = png(np.zeros((int(rng.integers(1, 31)), SIZE, 3), np.uint8))
-    bodies: list[Any] = [
-        good[: int(rng.integers(0, len(good)))],
-        rng.bytes(int(rng.integers(1, 200))),
-        b"[" * int(rng.integers(2, 100_000)),
-        rng.choice(["null", "3", '"x"', "[]", "{}", "[{}]"]).encode(),
-        {"instances": files, "inputs": files},
-        {"instances": []},
-        {"instances": {}},
-        {"inputs": {}},
-        {"inputs": {"another": files}},
-        {"signature_name": "another", "instances": files},
-        {"signature_name": int(rng.integers(9)), "instances": files},
-        {"instances": [[int(rng.integers(9))]]},
-        {"instances": [["text"]]},
-        {"instances": [[{"b64": "not base64!"}]]},
-        {"instances": [[{"b64": 3}]]},
-        {"instances": [[{"b65": ""}]]},
-        {"instances": [[]]},
-        {"instances": [files[0], []]},
-        {"instances": b64([[wrong_size]])},
-        {"instances": b64([[rng.bytes(int(rng.integers(0, 99)))]])},
-        {"instances": b64([[png(noise()[0, 0])[: int(rng.integers(0, 2000))]]])},
-        {"instances": files[0] * 1 + [files[0]]},
-        {"instances": [files[0] * 256]},
-        {"signature_name": "encode", "inputs": {"images": blank, "iterations": 0}},
-        {"signature_name": "encode", "inputs": {"images": blank, "iterations": 2**31 - 1}},
-        {"signature_name": "encode", "inputs": {"images": blank, "iterations": 2**40}},
-        {"signature_name": "encode", "inputs": {"images": blank, "iterations": 1.5}},
-        {"signature_name": "encode", "inputs": {"images": blank, "iterations": [1]}},
-        {"signature_name": "encode", "inputs": {"images": blank}},
-        {"signature_name": "encode",
-         "inputs": {"images": np.full((1, 1, SIZE, SIZE, 3), np.nan).tolist(), "iterations": 1}},
-        {"signature_name": "encode",
-         "inputs": {"images": np.full((1, 1, SIZE, SIZE, 3), 1.5).tolist(), "iterations": 1}},
-        {"signature_name": "encode",
-         "inputs": {"images": np.zeros(wrong_shape).tolist(), "iterations": 1}},
-        {"signature_name": "reconstruct", "inputs": np.zeros_like(ones).tolist()},
-        {"signature_name": "reconstruct", "inputs": [ones]},
-        {"signature_name": "reconstruct", "inputs": [[[]]]},
-        {"signature_name": "decode", "inputs": (np.array(ones) * 300).tolist()},
-        {"signature_name": "decode", "inputs": (np.array(ones) * 0.5).tolist()},
-        {"signature_name": "reconstruct_packed",
-         "inputs": b64([[rng.bytes(8 * int(rng.integers(0, 9)) + int(rng.integers(1, 8)))]])},
-        {"signature_name": "reconstruct_packed", "inputs": b64([[bytes(8), bytes(16)]])},
-    ]  # fmt: skip
-    path = f"/v1/models/{NAME}:predict"
-    paths = (
-        *("/", "/v1/models", f"/v1/models/{NAME}", f"/v1/models/{NAME}:classify"),
-        *(f"/v1/models/{NAME}/versions/9:predict", f"/v1/models/{NAME}/versions/x:predict"),
-        *("/v1/models/another:predict", f"/v1/models/{NAME}/versions/{'9' * 30}:predict"),
-    )
-    chosen = int(rng.integers(len(bodies) + 4))
-    if chosen >= len(bodies):
-        return str(rng.choice(paths)), good
-    body = bodies[chosen]
-    return path, body if isinstance(body, bytes) else json.dumps(body).encode()
+FILES = files_of(noise(1, 1))
+B64 = b64(FILES)
+BLANK = np.zeros((1, 1, SIZE, SIZE, 3), np.float32)
+ONES = np.ones((1, 1, 1, SIDE, SIDE, BITS), np.int8)
+PREDICT = f"/v1/models/{NAME}:predict"
 
 
-def malformed_grpc(rng: np.random.Generator, loaded: Any) -> bytes:
-    """The bytes of a Predict request, wrong in one of the ways there are."""
-    files = np.array(files_of(noise(1, 1)), object)
-    blank = np.zeros((1, 1, SIZE, SIZE, 3), np.float32)
-    ones = np.ones((1, 1, 1, SIDE, SIDE, BITS), np.int8)
-    good = request("serving_default", images_bytes=files)
-    wrong_shape = tuple(int(n) for n in rng.integers(0, 3, int(rng.integers(0, 5))))
-    nan, bright = blank.copy(), blank.copy()
-    nan[0, 0, 3, 4, 1], bright[0, 0, 31, 31, 2] = np.nan, 1.01
-    negative = predict_pb2.PredictRequest.FromString(good.SerializeToString())
-    negative.inputs["images_bytes"].tensor_shape.dim[0].size = -int(rng.integers(1, 2**40))
-    claims = predict_pb2.PredictRequest.FromString(good.SerializeToString())
-    claims.inputs["images_bytes"].tensor_shape.dim[0].size = int(rng.integers(5000, 2**20))
-    nameless = predict_pb2.PredictRequest.FromString(good.SerializeToString())
-    nameless.model_spec.name = str(rng.choice(["", "another"]))
-    absent = predict_pb2.PredictRequest.FromString(good.SerializeToString())
-    absent.model_spec.version.value = int(rng.integers(2, 99))
-    filtered = predict_pb2.PredictRequest.FromString(good.SerializeToString())
-    filtered.output_filter.append("another")
-    one, none = np.int32(1), np.int32(0)
-    requests = [
-        good.SerializeToString()[: int(rng.integers(1, good.ByteSize()))],
-        b"\xff" + rng.bytes(int(rng.integers(1, 200))),
-        *(negative, claims, nameless, absent, filtered),
-        request("another", images_bytes=files),
-        request("serving_default"),
-        request("serving_default", another=files),
-        request("serving_default", images_bytes=files[0]),
-        request("serving_default", images_bytes=np.zeros((1, 1), np.int32)),
-        request("serving_default", images_bytes=np.zeros((1, 0), object)),
-        request("serving_default", images_bytes=np.zeros((0, 1), object)),
-        request("serving_default", images_bytes=np.array([[rng.bytes(50)]], object)),
-        request("encode", images=nan, iterations=one),
-        request("encode", images=bright, iterations=one),
-        request("encode", images=blank, iterations=none),
-        request("encode", images=blank, iterations=np.int32(2**31 - 1)),
-        request("encode", images=blank, iterations=np.int64(1)),
-        request("encode", images=blank.astype(np.float64), iterations=one),
-        request("encode", images=np.zeros(wrong_shape, np.float32), iterations=one),
-        request("encode", images=blank[:, :0], iterations=one),
-        request("encode", images=np.zeros((1, 256, SIZE, SIZE, 3), np.float32), iterations=one),
-        request("reconstruct", codes=ones[:, :0]),
-        request("reconstruct", codes=ones[:, :, :0]),
-        request("reconstruct", codes=ones * np.int8(2)),
-        request("reconstruct", codes=ones.astype(np.float32)),
-        request("decode", codes=np.zeros((1, 1, 1, SIDE, SIDE, BITS + 1), np.int8)),
-        request("reconstruct_packed", codes_bytes=np.array([[rng.bytes(7)]], object)),
-    ]
-    chosen = requests[int(rng.integers(len(requests)))]
+def some_shape(rng: np.random.Generator) -> tuple[int, ...]:
+    """A shape that no input has."""
+    return tuple(int(n) for n in rng.integers(0, 3, int(rng.integers(0, 5))))
+
+
+def encode_json(images: np.ndarray, **more: Any) -> dict[str, Any]:
+    return {"signature_name": "encode", "inputs": {"images": images.tolist(), **more}}
+
+
+REST: list[Callable[[np.random.Generator], Any]] = [
+    lambda rng: json.dumps({"instances": B64}).encode()[: int(rng.integers(0, 200))],
+    lambda rng: rng.bytes(int(rng.integers(1, 200))),
+    lambda rng: b"[" * int(rng.integers(2, 100_000)),
+    lambda rng: str(rng.choice(["null", "3", '"x"', "[]", "{}", "[{}]"])).encode(),
+    lambda rng: {"instances": B64, "inputs": B64},
+    lambda rng: {"instances": []},
+    lambda rng: {"instances": {}},
+    lambda rng: {"inputs": {}},
+    lambda rng: {"inputs": {"another": B64}},
+    lambda rng: {"signature_name": "another", "instances": B64},
+    lambda rng: {"signature_name": int(rng.integers(9)), "instances": B64},
+    lambda rng: {"instances": [[int(rng.integers(9))]]},
+    lambda rng: {"instances": [["text"]]},
+    lambda rng: {"instances": [[None]]},
+    lambda rng: {"instances": [[{"b64": "not base64!"}]]},
+    lambda rng: {"instances": [[{"b64": 3}]]},
+    lambda rng: {"instances": [[{"b65": ""}]]},
+    lambda rng: {"instances": [[]]},
+    lambda rng: {"instances": [B64[0], []]},
+    lambda rng: {"instances": [B64[0][0], B64[0]]},
+    lambda rng: {"instances": [B64[0] * 256]},
+    lambda rng: {"instances": b64([[png(np.zeros((int(rng.integers(1, 32)), SIZE), np.uint8))]])},
+    lambda rng: {"instances": b64([[rng.bytes(int(rng.integers(0, 99)))]])},
+    lambda rng: {"instances": b64([[FILES[0][0][: int(rng.integers(0, 2000))]]])},
+    lambda rng: encode_json(BLANK),
+    *(
+        lambda rng, wrong=wrong: encode_json(BLANK, iterations=wrong)
+        for wrong in (0, -1, 256, 2**31 - 1, 2**40, 1.5, [1], "1", None, True)
+    ),
+    lambda rng: encode_json(np.full(BLANK.shape, np.nan), iterations=1),
+    lambda rng: encode_json(np.full(BLANK.shape, 1 + rng.random()), iterations=1),
+    lambda rng: encode_json(np.zeros(some_shape(rng)), iterations=1),
+    lambda rng: {"signature_name": "reconstruct", "inputs": (ONES * 0).tolist()},
+    lambda rng: {"signature_name": "reconstruct", "inputs": ONES[np.newaxis].tolist()},
+    lambda rng: {"signature_name": "reconstruct", "inputs": [[[]]]},
+    lambda rng: {"signature_name": "decode", "inputs": (ONES * 300.0).astype(int).tolist()},
+    lambda rng: {"signature_name": "decode", "inputs": (ONES * 0.5).tolist()},
+    lambda rng: {"signature_name": "reconstruct_packed",
+                 "inputs": b64([[bytes(8 * int(rng.integers(9)) + int(rng.integers(1, 8)))]])},
+    lambda rng: {"signature_name": "reconstruct_packed", "inputs": b64([[bytes(8), bytes(16)]])},
+]  # fmt: skip
+"""Bodies of a predict request, each wrong in a way of its own."""
+
+PATHS = (
+    *("/", "/v1/models", f"/v1/models/{NAME}", f"/v1/models/{NAME}:classify"),
+    *(f"/v1/models/{NAME}/versions/9:predict", f"/v1/models/{NAME}/versions/x:predict"),
+    *("/v1/models/another:predict", f"/v1/models/{NAME}/versions/{'9' * 30}:predict"),
+)
+
+
+def malformed_rest(rng: np.random.Generator) -> tuple[str, bytes]:
+    """A path and a body, of which one is wrong."""
+    chosen = int(rng.integers(len(REST) + 4))
+    if chosen >= len(REST):
+        return str(rng.choice(PATHS)), json.dumps({"instances": B64}).encode()
+    body = REST[chosen](rng)
+    return PREDICT, body if isinstance(body, bytes) else json.dumps(body).encode()
+
+
+def changed(change: Callable[[predict_pb2.PredictRequest], None]) -> predict_pb2.PredictRequest:
+    """A request that was right before the change."""
+    made = request("serving_default", images_bytes=np.array(FILES, object))
+    change(made)
+    return made
+
+
+def says_size(made: predict_pb2.PredictRequest, size: int) -> None:
+    made.inputs["images_bytes"].tensor_shape.dim[0].size = size
+
+
+def with_pixel(value: float) -> np.ndarray:
+    images = BLANK.copy()
+    images[0, 0, 3, 4, 1] = value
+    return images
+
+
+GRPC: list[Callable[[np.random.Generator], Any]] = [
+    lambda rng: changed(lambda made: None).SerializeToString()[: int(rng.integers(1, 500))],
+    lambda rng: b"\xff" + rng.bytes(int(rng.integers(1, 200))),
+    lambda rng: changed(lambda made: says_size(made, -int(rng.integers(1, 2**40)))),
+    lambda rng: changed(lambda made: says_size(made, int(rng.integers(5000, 2**20)))),
+    lambda rng: changed(lambda made: made.model_spec.ClearField("name")),
+    lambda rng: changed(lambda made: setattr(made.model_spec, "name", "another")),
+    lambda rng: changed(lambda made: setattr(made.model_spec.version, "value", 7)),
+    lambda rng: changed(lambda made: made.output_filter.append("another")),
+    lambda rng: changed(lambda made: setattr(made.model_spec, "signature_name", "another")),
+    lambda rng: changed(lambda made: made.inputs.clear()),
+    lambda rng: request("serving_default", another=np.array(FILES, object)),
+    lambda rng: request("serving_default", images_bytes=np.array(FILES[0], object)),
+    lambda rng: request("serving_default", images_bytes=np.zeros((1, 1), np.int32)),
+    lambda rng: request("serving_default", images_bytes=np.zeros((1, 0), object)),
+    lambda rng: request("serving_default", images_bytes=np.zeros((0, 1), object)),
+    lambda rng: request("serving_default", images_bytes=np.array([[rng.bytes(50)]], object)),
+    *(
+        lambda rng, wrong=wrong: request("encode", images=with_pixel(wrong), iterations=np.int32(1))
+        for wrong in (np.nan, np.inf, -np.inf, 1.01, -0.01)
+    ),
+    *(
+        lambda rng, wrong=wrong: request("encode", images=BLANK, iterations=wrong)
+        for wrong in (np.int32(0), np.int32(2**31 - 1), np.int64(1), np.float32(1), ONES)
+    ),
+    lambda rng: request("encode", images=BLANK.astype(np.float64), iterations=np.int32(1)),
+    lambda rng: request("encode", images=BLANK[:, :0], iterations=np.int32(1)),
+    lambda rng: request("encode", images=BLANK.repeat(256, 1), iterations=np.int32(1)),
+    lambda rng: request(
+        "encode", images=np.zeros(some_shape(rng), np.float32), iterations=np.int32(1)
+    ),
+    lambda rng: request("reconstruct", codes=ONES[:, :0]),
+    lambda rng: request("reconstruct", codes=ONES[:, :, :0]),
+    lambda rng: request("reconstruct", codes=ONES * np.int8(2)),
+    lambda rng: request("reconstruct", codes=ONES.astype(np.float32)),
+    lambda rng: request("decode", codes=np.zeros((1, 1, 1, SIDE, SIDE, BITS + 1), np.int8)),
+    lambda rng: request("reconstruct_packed", codes_bytes=np.array([[rng.bytes(7)]], object)),
+]
+"""Messages to Predict, each wrong in a way of its own."""
+
+
+def malformed_grpc(rng: np.random.Generator) -> bytes:
+    """The bytes of a message to Predict."""
+    chosen = GRPC[int(rng.integers(len(GRPC)))](rng)
     return chosen if isinstance(chosen, bytes) else chosen.SerializeToString()
 
 
-def test_a_thousand_malformed_requests_are_answered_by_errors(client, loaded):
+def test_a_thousand_malformed_requests_are_answered_by_errors(client):
     rng = np.random.default_rng(0)
     raw = client.channel.unary_unary("/tensorflow.serving.PredictionService/Predict")
     answers: dict[Any, int] = {}
     for _ in range(MALFORMED // 2):
-        path, body = malformed_rest(rng, loaded)
+        path, body = malformed_rest(rng)
         status, answer = client.rest("POST", path, body)
         assert status in (400, 404) and set(answer) == {"error"} and answer["error"], body[:200]
         answers[status] = answers.get(status, 0) + 1
 
-        data = malformed_grpc(rng, loaded)
+        data = malformed_grpc(rng)
         with pytest.raises(grpc.RpcError) as caught:
             raw(data, timeout=SECONDS)
         answers[caught.value.code()] = answers.get(caught.value.code(), 0) + 1

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 ADDRESS = "127.0.0.1"
-PATIENCE_SECONDS = 120
+PATIENCE_SECONDS = 300
 
 
 class Server(NamedTuple):

@@ -257,7 +257,7 @@ def test_the_codec_alone_refuses_files_of_other_sizes(serve, sizes):
 @pytest.mark.parametrize(
     ("name", "payloads", "words"),
     [
-        ("direct", [[b""]], "must hold 1 to 255 iterations of 64 bits. Received, in bytes: "),
+        ("direct", [[b""]], "must hold 1 to 255 iterations of 64 bits. Received, in bytes:"),
         ("direct", [[bytes(7)]], "must hold 1 to 255 iterations of 64 bits"),
         ("direct", [[bytes(9)]], "must hold 1 to 255 iterations of 64 bits"),
         ("direct", [[bytes(8 * 256)]], "must hold 1 to 255 iterations of 64 bits"),
@@ -265,7 +265,7 @@ def test_the_codec_alone_refuses_files_of_other_sizes(serve, sizes):
         ("direct", np.zeros((1, 0), object), "codes_bytes must not be empty"),
         ("direct", np.zeros((0, 1), object), "codes_bytes must not be empty"),
         ("direct", [[bytes(8)] * 256], "hold at most 255 views"),
-        ("implicit", [[bytes(16)]], "must hold 64 bits. Received, in bytes: "),
+        ("implicit", [[bytes(16)]], "must hold 64 bits. Received, in bytes:"),
         ("direct floats", [[bytes(8)]], "must hold 1 to 255 iterations of 2048 bits"),
         ("direct floats", [[np.full(64, np.nan, "<f4").tobytes()]], "codes must be in [-1, 1]"),
         ("implicit floats", [[np.full(64, 1.5, "<f4").tobytes()]], "codes must be in [-1, 1]"),

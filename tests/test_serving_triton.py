@@ -6,6 +6,8 @@ The server is started as the README says, by `examples/triton_server.py`.
 from __future__ import annotations
 
 import io
+import json
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import runs
 import tensorflow as tf
 from PIL import Image
 
@@ -153,6 +156,33 @@ def test_wrong_requests_get_an_error_that_says_why_and_the_server_goes_on(
     found = ask(KINDS[kind], client, "serving_default", images_bytes=files_of(noise()))
     assert found["occupancy"].shape == (1, 32, 32, 32)
     client.close()
+
+
+def test_the_measurement_of_servers_works_as_the_readme_says(exported, tmp_path):
+    output = tmp_path / "serving.json"
+    command = [sys.executable, "-m", "bench.serving", f"--export={exported.parent}"]
+    result = runs.finish([*command, f"--output={output}", "--repetitions=3"])
+    assert result.returncode == 0, result.stderr
+    results = json.loads(output.read_text(encoding="utf-8"))
+    ways = ("no server", "gRPC", "REST", "Triton gRPC", "Triton HTTP")
+    kinds = ("files", "packed codes", "tensors")
+    assert set(results["requests"]) == {f"{way}, {kind}" for way in ways for kind in kinds}
+    sizes = {name: row["request_bytes"] for name, row in results["requests"].items()}
+    assert sizes["gRPC, packed codes"] < sizes["gRPC, files"] < sizes["REST, tensors"]
+    assert all(row["milliseconds"] > 0 for row in results["requests"].values())
+    for line in ("gRPC, files", "Triton HTTP, tensors"):
+        assert line in result.stdout
+
+
+def test_the_readme_shows_what_was_measured():
+    from bench import serving
+
+    paths = sorted((runs.ROOT / "results" / "serving").glob("*.json"))
+    if not paths:
+        pytest.skip("nothing was measured yet: python -m bench.serving does it")
+    readme = (runs.ROOT / "README.md").read_text(encoding="utf-8")
+    for path in paths:
+        assert serving.table(json.loads(path.read_text(encoding="utf-8"))) in readme
 
 
 def test_no_answer_is_lost_or_mixed_up_under_concurrent_load(server, loaded):

@@ -5,6 +5,7 @@ The server is started as the README says, by `examples/triton_server.py`.
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import sys
@@ -156,6 +157,36 @@ def test_wrong_requests_get_an_error_that_says_why_and_the_server_goes_on(
     found = ask(KINDS[kind], client, "serving_default", images_bytes=files_of(noise()))
     assert found["occupancy"].shape == (1, 32, 32, 32)
     client.close()
+
+
+@pytest.fixture(scope="module")
+def example() -> ModuleType:
+    """`examples/triton_server.py` as a module."""
+    path = runs.ROOT / "examples" / "triton_server.py"
+    spec = importlib.util.spec_from_file_location("triton_server", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("library", ["libpython3.11.so.1.0", "libpython3.11.a", None])
+def test_without_python_as_a_shared_library_it_says_what_to_install(
+    example, monkeypatch, tmp_path, library
+):
+    (tmp_path / "libpython3.11.a").touch()
+    told = {"LIBDIR": str(tmp_path), "INSTSONAME": library}
+    monkeypatch.setattr(example.sysconfig, "get_config_var", told.get)
+    with pytest.raises(SystemExit, match=r"apt-get install libpython3\.\d+, .*--enable-shared"):
+        example.find_libpython()
+
+
+def test_it_serves_the_newest_version_and_says_where_there_is_none(example, exported, tmp_path):
+    assert example.newest(exported) == example.newest(exported.parent) == exported
+    for name in ("2", "10", ".11.tmp"):
+        (tmp_path / name).mkdir()
+    assert example.newest(tmp_path) == tmp_path / "10"
+    with pytest.raises(SystemExit, match="holds no export"):
+        example.newest(tmp_path / "missing")
 
 
 def test_the_measurement_of_servers_works_as_the_readme_says(exported, tmp_path):

@@ -22,6 +22,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 VENV := .venv
 VENV_TF221 := .venv-tf221
 VENV_TF214 := .venv-tf214
+VENV_SERVING := .venv-serving
 STAMP := tfjoint-ready
 BEAM_STAMP := tfjoint-beam-ready
 
@@ -39,7 +40,8 @@ OPEN := data/open
 
 # --- Targets -------------------------------------------------------------------------------------
 
-.PHONY: help demo results ends data test lint setup test-tf221 test-tf214 test-beam clean distclean
+.PHONY: help demo results ends data test lint setup test-tf221 test-tf214 test-beam test-serving \
+  clean distclean
 
 help:
 	@echo 'make demo         train the direct model on the embedded demo set, export and evaluate it'
@@ -50,6 +52,7 @@ help:
 	@echo 'make test-tf221   the fast part of the suite on TensorFlow 2.21'
 	@echo 'make test-tf214   the fast part of the suite on TensorFlow 2.14 (Python 3.9-3.11)'
 	@echo 'make test-beam    the tests that need Apache Beam, which is installed into .venv'
+	@echo 'make test-serving the export behind real servers: Triton, and the protocol of TensorFlow Serving'
 	@echo 'make lint         ruff and mypy alone'
 	@echo 'make setup        only create .venv'
 	@echo 'make clean        remove caches and the runs of the above; keep the virtual environments'
@@ -108,12 +111,16 @@ test-tf214: $(VENV_TF214)/$(STAMP)
 test-beam: $(VENV)/$(BEAM_STAMP)
 	$(strip $(BIN)/python -m pytest tests/test_data_tools_beam.py $(PYTEST_FLAGS))
 
+test-serving: $(VENV_SERVING)/$(STAMP)
+	$(strip $(VENV_SERVING)/bin/python $(PYTEST) tests/test_serving_protocol.py \
+	  tests/test_serving_triton.py $(PYTEST_FLAGS))
+
 clean:
 	rm -rf build $(SYSTEMS:%=runs/%) $(JPEG2000) .pytest_cache .ruff_cache .mypy_cache *.egg-info
 	find tfjoint data_tools tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean
-	rm -rf $(VENV) $(VENV_TF221) $(VENV_TF214)
+	rm -rf $(VENV) $(VENV_TF221) $(VENV_TF214) $(VENV_SERVING)
 
 # --- Environments --------------------------------------------------------------------------------
 
@@ -133,6 +140,9 @@ $(VENV_TF221)/$(STAMP): pyproject.toml constraints/tf221.txt $(call other_python
 
 $(VENV_TF214)/$(STAMP): pyproject.toml constraints/tf214.txt $(call other_python,$(VENV_TF214))
 	@$(call create_venv,$(VENV_TF214),3.11 3.10 3.9,tf214,tf214$(comma)data$(comma)test)
+
+$(VENV_SERVING)/$(STAMP): pyproject.toml constraints/serving.txt $(call other_python,$(VENV_SERVING))
+	@$(call create_venv,$(VENV_SERVING),3.11 3.12 3.10,serving,serving$(comma)data$(comma)test)
 
 # Apache Beam comes beside TensorFlow without moving a pin: no environment of its own is needed.
 $(VENV)/$(BEAM_STAMP): $(VENV)/$(STAMP)

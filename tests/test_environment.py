@@ -26,7 +26,7 @@ def _pins(name: str) -> dict[str, set[str]]:
     return pins
 
 
-@pytest.mark.parametrize("name", ["default", "tf221", "tf214"])
+@pytest.mark.parametrize("name", ["default", "tf221", "tf214", "serving"])
 def test_constraints_are_versions_and_nothing_else(name):
     lines = (ROOT / "constraints" / f"{name}.txt").read_text(encoding="utf-8").splitlines()
     assert len(lines) > 30

@@ -97,8 +97,8 @@ def test_decoded_images_are_clipped(loaded):
         (-0.01, 1, "images must be in"),
         (np.nan, 1, "images must be in"),
         (np.inf, 1, "images must be in"),
-        (0.5, 0, "iterations must be at least 1"),
-        (0.5, -1, "iterations must be at least 1"),
+        (0.5, 0, "iterations must be in"),
+        (0.5, -1, "iterations must be in"),
     ],
 )
 def test_encode_refuses_what_is_out_of_range(loaded, pixel, iterations, words):
@@ -198,6 +198,7 @@ def test_a_system_has_the_signatures_that_it_can_serve(serve, name):
     inputs = {
         key: [(spec.name, spec.dtype, spec.shape.as_list()) for spec in f.input_signature]
         for key, f in by_name.items()
+        if key in export.ORDER  # test_serving has those for files
     }
     assert inputs == {key: wanted for key, (wanted, _) in SERVED[name].items()}
     values = {"images": tf.constant(images(2, 3)), "iterations": tf.constant(2)}
@@ -305,7 +306,7 @@ def test_every_system_refuses_images_out_of_range(serve, name, key, others, pixe
 @pytest.mark.parametrize("shape", [(0, 1), (1, 0)])
 def test_nothing_cannot_be_reconstructed(serve, shape):
     reconstruct = serve("reconstruction")[2].by_name["reconstruct"]
-    with pytest.raises(tf.errors.InvalidArgumentError, match="must hold an object and a view"):
+    with pytest.raises(tf.errors.InvalidArgumentError, match="images must not be empty"):
         reconstruct(tf.zeros([*shape, 32, 32, 3]))
     reconstruct = serve("implicit")[2].by_name["reconstruct"]
     with pytest.raises(tf.errors.InvalidArgumentError, match="codes must not be empty"):
@@ -360,6 +361,7 @@ def test_its_layout_is_that_of_tensorflow_serving(exported, finished):
             {n: s.dtype for n, s in f.structured_outputs.items()},
         )
         for name, f in signatures.items()
+        if name in export.ORDER  # test_serving has those for files
     }
     codes = {"codes": (tf.int8, [None, None, None, SIDE, SIDE, BITS])}
     state = dict.fromkeys(("hidden", "cell"), (tf.float32, [None, 4, 4, 4, 8]))

@@ -23,7 +23,7 @@ ORDER = (
     "models",
     *("losses", "metrics", "baselines"),
     *("bitstream", "coding", "png", "photos", "voxels", "binvox", "gallery", "shapes"),
-    *("checkpoint", "summaries", "workers", "trainer", "export"),
+    *("checkpoint", "summaries", "workers", "trainer", "serving", "export"),
     *("codec", "lite", "station", "report", "page"),
     *("entry", "split", "camera", "arrivals"),
     *("evaluate", "compare", "view", "train", "command", "__main__"),

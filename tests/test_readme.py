@@ -54,6 +54,8 @@ def test_every_command_is_run_by_a_test_of_this_file_or_named_here():
         "data_tools.build_shapenet": "test_data_tools_shapenet",
         "worker_pool_main": "test_data_tools_beam",
         "data_tools.build_jpeg2000": "test_data_tools_jpeg2000",
+        "examples/triton_server.py": "test_serving_triton",
+        "bench.serving": "test_serving_triton",
     }
     here = (
         "make demo",

@@ -7,12 +7,15 @@
         refine:      codes of further views, hidden and cell [B, G, G, G, F] float32
                      -> occupancy, hidden, cell: as if all views had come at once
         decode:      codes -> images [B, V, T, H, W, 3] float32 in [0, 1], after each iteration
+        ...          for files and packed codes, as a server's clients send them: tfjoint.serving
         assets.extra/tfjoint.json   config, step, data hash, code revision
         assets.extra/tables.json    probabilities of the codes' bits, for `tfjoint.coding`
+        assets.extra/tf_serving_warmup_requests
 
-Any number of objects, views and iterations. The grid's state is zeros before an object's first
-view; its shape is that of the inputs `hidden` and `cell` in the signature. G and F are grid_size
-and grid_channels of the config in tfjoint.json. A system has the signatures that it can serve:
+Any number of objects, views and iterations; a server's clients get an error beyond 255 views or
+iterations. The grid's state is zeros before an object's first view; its shape is that of the inputs
+`hidden` and `cell` in the signature. G and F are grid_size and grid_channels of the config in
+tfjoint.json. A system has the signatures that it can serve:
 
     implicit         encode takes no iterations, codes are [B, V, K]; no decode
     compression      images of any size that is a multiple of 16; no reconstruct, no refine
@@ -38,12 +41,13 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfjoint import bitstream, coding, files, models
+from tfjoint import bitstream, coding, files, models, serving
 from tfjoint.checkpoint import Checkpoints
 from tfjoint.config import DOWNSAMPLING, Config
 from tfjoint.dataset import evaluation_examples, open_split
 from tfjoint.errors import UserError
 from tfjoint.layers import GridState
+from tfjoint.serving import require as _require
 from tfjoint.trainer import read_run
 
 DESCRIPTION = Path("assets.extra") / "tfjoint.json"
@@ -69,6 +73,10 @@ class Signatures(tf.Module):
         self.weights = models.variables(model)
         self.by_name: dict[str, tf.types.experimental.GenericFunction] = {}
         """The signatures by the name they are served under."""
+        self._make(model, config)
+        self.by_name |= serving.signatures(self.by_name, config)
+
+    def _make(self, model: tf.keras.Model, config: Config) -> None:
         images, codes = _image_spec(config), _code_spec(config)
         if codes is None:
             self.by_name["reconstruct"] = _reconstruct_images(model, images)
@@ -119,10 +127,16 @@ def _encode(model: tf.keras.Model, images: tf.TensorSpec, dtype: tf.DType):
 def _encode_iterations(model: tf.keras.Model, images: tf.TensorSpec, dtype: tf.DType):
     @tf.function(input_signature=[images, tf.TensorSpec([], tf.int32, "iterations")])
     def encode(images, iterations):
-        iterations = _require(iterations, iterations >= 1, "iterations must be at least 1")
+        iterations = _require(
+            iterations, (iterations >= 1) & (iterations <= serving.MOST),
+            f"iterations must be in [1, {serving.MOST}]. Received:", iterations,
+        )  # fmt: skip
         images = _checked(images)
-        whole = tf.reduce_all(tf.shape(images)[2:4] % DOWNSAMPLING == 0)
-        images = _require(images, whole, "height and width must be multiples of 16")
+        sides = tf.shape(images)[2:4]
+        whole = tf.reduce_all(sides % DOWNSAMPLING == 0)
+        images = _require(
+            images, whole, "height and width must be multiples of 16. Received:", sides
+        )
         return {"codes": tf.cast(model.encode(images, iterations), dtype)}
 
     return encode
@@ -155,8 +169,7 @@ def _refine(model: tf.keras.Model, codes: tf.TensorSpec, state: list[tf.TensorSp
 def _reconstruct_images(model: tf.keras.Model, images: tf.TensorSpec):
     @tf.function(input_signature=[images])
     def reconstruct(images):
-        views = _require(images, tf.size(images) > 0, "images must hold an object and a view")
-        return {"occupancy": tf.sigmoid(model.occupancy(_checked(views)))}
+        return {"occupancy": tf.sigmoid(model.occupancy(_checked(images)))}
 
     return reconstruct
 
@@ -170,12 +183,17 @@ def _decode(model: tf.keras.Model, codes: tf.TensorSpec):
 
 
 def _checked(images: tf.Tensor) -> tf.Tensor:
+    images = serving.filled("images", images)
     in_range = tf.reduce_all((images >= 0) & (images <= 1))  # which NaN is not
     return _require(images, in_range, "images must be in [0, 1]")
 
 
 def _not_empty(codes: tf.Tensor) -> tf.Tensor:
-    return _require(codes, tf.size(codes) > 0, "codes must not be empty")
+    codes = serving.filled("codes", codes)
+    if codes.dtype == tf.int8:
+        # The absolute value of int8 -128 is -128.
+        return _require(codes, tf.reduce_all(tf.abs(codes) == 1), "codes must be -1 or +1")
+    return _require(codes, tf.reduce_all(tf.abs(codes) <= 1), "codes must be in [-1, 1]")
 
 
 def export_run(run: Path) -> Path:
@@ -209,6 +227,7 @@ def export_run(run: Path) -> Path:
         signatures.save(temporary)
         (temporary / DESCRIPTION).parent.mkdir()
         files.write_json(temporary / DESCRIPTION, description)
+        serving.write_warmup(temporary, signatures.by_name, config)
         check_export(temporary, signatures, _real_images(config))
         if tables := count_tables(signatures, config, description):
             coding.write(temporary / TABLES, tables)
@@ -370,9 +389,3 @@ def count_tables(
         examples = evaluation_examples(config, records, views, config.seed, indices)
         codes = (encode(e.images[np.newaxis], *iterations)["codes"].numpy()[0] for e in examples)
         return coding.count(bitstream.Codes(source, values) for values in codes)
-
-
-def _require(value: tf.Tensor, condition: tf.Tensor, message: str) -> tf.Tensor:
-    # Without the dependency, an operation on `value` may fail first, with a message of its own.
-    with tf.control_dependencies([tf.debugging.Assert(condition, [message])]):
-        return tf.identity(value)

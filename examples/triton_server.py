@@ -1,0 +1,127 @@
+"""Serve an export of tfjoint with NVIDIA's Triton Inference Server, without Docker.
+
+    .venv-serving/bin/python examples/triton_server.py --export=runs/direct/export
+
+needs TensorFlow and nvidia-pytriton, whose package holds the server itself; of tfjoint it needs
+nothing. Every signature becomes a model of its name, with the signature's inputs and outputs, all
+axes free that the signature leaves free:
+
+    HTTP   http://127.0.0.1:8000/v2/models/reconstruct_files/infer
+    gRPC   127.0.0.1:8001
+
+Triton knows no scalars: `iterations` is an array of one number. Ctrl-C ends it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # read when TensorFlow is loaded
+
+import numpy as np
+import tensorflow as tf
+from pytriton.model_config import ModelConfig, Tensor
+from pytriton.triton import Triton, TritonConfig
+
+
+def main() -> None:
+    """Serve until a signal comes."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument(
+        "--export", type=Path, required=True, help="an export, or the directory of its versions"
+    )
+    parser.add_argument("--address", default="127.0.0.1", help="where to listen")
+    parser.add_argument("--http_port", type=int, default=8000)
+    parser.add_argument("--grpc_port", type=int, default=8001)
+    parser.add_argument("--workers", type=int, default=1, help="requests computed at once")
+    given = parser.parse_args()
+    find_libpython()
+    config = TritonConfig(
+        http_address=given.address,
+        http_port=given.http_port,
+        grpc_address=given.address,
+        grpc_port=given.grpc_port,
+        allow_metrics=False,
+        exit_timeout_secs=5,
+    )
+    export = newest(given.export)
+    signatures = tf.saved_model.load(str(export)).signatures
+    with Triton(config=config) as triton:
+        for name, signature in signatures.items():
+            bind(triton, name, signature, given.workers)
+        triton.run()
+        print(f"serving {export}: {', '.join(signatures)}", flush=True)
+        triton.serve()
+
+
+def newest(export: Path) -> Path:
+    """Return `export` itself, or its highest version. Exits where there is neither."""
+    if (export / "saved_model.pb").is_file():
+        return export
+    versions = [path for path in export.glob("*") if path.name.isdigit()]
+    if not versions:
+        sys.exit(f"error: {export} holds no export: give the directory that training printed")
+    return max(versions, key=lambda path: int(path.name))
+
+
+def find_libpython() -> None:
+    """Put the shared library of this very Python on the path where Triton's processes look for it.
+
+    Exits where there is none: with the library of another Python, even of the same 3.x, Triton's
+    processes fail when they start.
+    """
+    directory = sysconfig.get_config_var("LIBDIR") or ""
+    name = sysconfig.get_config_var("INSTSONAME") or ""
+    if not (name.startswith("libpython") and ".so" in name and Path(directory, name).is_file()):
+        version = ".".join(map(str, sys.version_info[:2]))
+        sys.exit(
+            f"error: Triton needs libpython{version} as a shared library, {sys.executable} has "
+            f"none in {directory}: on Debian and its own Python apt-get install libpython{version},"
+            " else a Python that was built with --enable-shared"
+        )
+    others = os.environ.get("LD_LIBRARY_PATH")
+    os.environ["LD_LIBRARY_PATH"] = f"{directory}:{others}" if others else directory
+
+
+def bind(triton: Triton, name: str, signature: Any, workers: int) -> None:
+    """Make a Triton model of a signature."""
+    _, inputs = signature.structured_input_signature
+    outputs = signature.structured_outputs
+
+    def answer(requests: list) -> list[dict[str, np.ndarray]]:
+        return [_run(signature, inputs, request) for request in requests]
+
+    triton.bind(
+        model_name=name,
+        infer_func=[answer] * workers,
+        inputs=[_tensor(key, spec) for key, spec in inputs.items()],
+        outputs=[_tensor(key, spec) for key, spec in outputs.items()],
+        config=ModelConfig(batching=False),  # requests differ in views and iterations
+    )
+
+
+def _run(signature: Callable, inputs: dict, request: dict) -> dict[str, np.ndarray]:
+    values = {}
+    for name, spec in inputs.items():
+        value = request[name]
+        if spec.shape.rank == 0:
+            value = value.reshape(())
+        values[name] = tf.constant(value, spec.dtype)
+    # An InvalidArgumentError reaches the client as the answer to its request.
+    return {name: np.asarray(value) for name, value in signature(**values).items()}
+
+
+def _tensor(name: str, spec: tf.TensorSpec) -> Tensor:
+    shape = spec.shape.as_list() if spec.shape.rank else [1]
+    dtype = np.bytes_ if spec.dtype == tf.string else spec.dtype.as_numpy_dtype
+    return Tensor(name=name, dtype=dtype, shape=tuple(-1 if n is None else n for n in shape))
+
+
+if __name__ == "__main__":
+    main()

@@ -16,6 +16,7 @@ import binascii
 import contextlib
 import json
 import math
+import os
 import re
 import sys
 import threading
@@ -142,10 +143,12 @@ class Model:
         self.poll()
 
     def watch(self) -> None:
-        """Look for new versions for ever."""
-        while True:
+        """Look for new versions for as long as the process that started this one lives."""
+        parent = os.getppid()
+        while os.getppid() == parent:
             time.sleep(POLL_SECONDS)
             self.poll()
+        os._exit(1)
 
     def poll(self) -> None:
         numbers = [int(p.name) for p in self._base.glob("*") if re.fullmatch(r"[0-9]+", p.name)]

@@ -74,7 +74,8 @@ class Signatures(tf.Module):
         self.by_name: dict[str, tf.types.experimental.GenericFunction] = {}
         """The signatures by the name they are served under."""
         self._make(model, config)
-        self.by_name |= serving.signatures(self.by_name, config)
+        # Not by |=, which would pass by TensorFlow's tracking of the dictionary.
+        self.by_name.update(serving.signatures(self.by_name, config))
 
     def _make(self, model: tf.keras.Model, config: Config) -> None:
         images, codes = _image_spec(config), _code_spec(config)

@@ -89,7 +89,7 @@ def test_the_shape_is_that_of_all_arrived_views_at_once(trained, order):
 
 def test_an_export_that_cannot_refine_is_refused(trained):
     camera = trained.ground.parents[1] / "camera" / "1"
-    with pytest.raises(StationError, match="cannot refine a shape, it has encode: give") as caught:
+    with pytest.raises(StationError, match="it has encode, encode_files: give") as caught:
         Station.of_export(camera)
     assert "\n" not in str(caught.value)
 

@@ -5,8 +5,9 @@
 writes two SavedModels, each with the variables that it needs and nothing else, and with --lite the
 camera's end once more for TensorFlow Lite:
 
-    <output>/camera/<version>/   encode: images to codes
-    <output>/ground/<version>/   reconstruct, refine, decode: codes to shapes and views
+    <output>/camera/<version>/   encode, encode_files: images to codes
+    <output>/ground/<version>/   reconstruct, reconstruct_packed, refine, decode: codes to shapes
+                                 and views
     <output>/lite/<version>/     camera-float32.tflite, camera-int8.tflite, tfjoint.json
 
 They compute what the whole export does, bit by bit, need TensorFlow alone, and name the same model
@@ -32,6 +33,7 @@ from tfjoint.errors import UserError
 CAMERA, GROUND, LITE = "camera", "ground", "lite"
 TAKEN_ALONG = ("tables.json",)
 """Of an export's `assets.extra`, beside its description."""
+_CODES = {"codes", "codes_bytes"}
 
 
 class SplitError(UserError):
@@ -73,7 +75,7 @@ def split(export: Path, output: Path, lite: bool = False) -> list[Path]:
     from tfjoint.codec import load
 
     loaded = load(export)  # held here: its signatures alone do not keep its variables
-    names = _names_by_end(export, list(loaded.signatures))
+    names = _names_by_end(export, loaded.signatures)
     with contextlib.ExitStack() as stack:
         # Renamed one after another when all of them are written.
         new = {end: stack.enter_context(files.replacing(ends[end])) for end in missing}
@@ -90,13 +92,15 @@ def split(export: Path, output: Path, lite: bool = False) -> list[Path]:
     return list(ends.values())
 
 
-def _names_by_end(export: Path, names: Sequence[str]) -> dict[str, list[str]]:
-    camera = sorted(name for name in names if name.startswith("encode"))
-    ground = sorted(set(names) - set(camera))
+def _names_by_end(export: Path, signatures: Mapping[str, Any]) -> dict[str, list[str]]:
+    # What goes from images to shapes needs both ends, and is of neither.
+    makes = {name: set(found.structured_outputs) for name, found in signatures.items()}
+    takes = {name: set(found.structured_input_signature[1]) for name, found in signatures.items()}
+    camera, ground = (sorted(n for n in found if found[n] & _CODES) for found in (makes, takes))
     if not (camera and ground):
         raise SplitError(
-            f"{export} has {', '.join(names)} alone: there is nothing between two ends; give an "
-            "export of a system with codes"
+            f"{export} has {', '.join(sorted(signatures))} alone: there is nothing between two "
+            "ends; give an export of a system with codes"
         )
     return {CAMERA: camera, GROUND: ground}
 

@@ -24,10 +24,13 @@ ORDER = (
     *("losses", "metrics", "baselines"),
     *("bitstream", "coding", "png", "voxels", "binvox", "gallery", "shapes"),
     *("checkpoint", "summaries", "workers", "trainer", "export"),
-    *("codec", "report", "page"),
-    *("entry", "evaluate", "compare", "view", "train"),
+    *("codec", "report", "page", "plan", "claims", "figures"),
+    *("entry", "evaluate", "compare", "view", "train", "study", "study_report"),
 )
-WITHOUT_TENSORFLOW = ("bitstream", "shapes", "report", "page", "view")
+WITHOUT_TENSORFLOW = (
+    *("bitstream", "shapes", "report", "page", "view"),
+    *("plan", "claims", "figures", "study", "study_report"),
+)
 FOR_LAYERS = {"keras", "numpy", "tensorflow"}
 FOR_DATA_TOOLS = {
     *("errors", "files", "provenance", "config", "records", "baselines"),
@@ -35,6 +38,7 @@ FOR_DATA_TOOLS = {
 }
 ENTRY_POINTS = {
     *("tfjoint.entry", "tfjoint.evaluate", "tfjoint.compare", "tfjoint.view", "tfjoint.train"),
+    *("tfjoint.study", "tfjoint.study_report"),
 }
 
 # An import name whose distribution is called something else.
@@ -228,7 +232,10 @@ def test_every_imported_package_is_a_declared_dependency(imports):
         name = re.split(r"[^\w.-]", requirement, maxsplit=1)[0].lower()
         extra = re.search(r"extra == ['\"](\w+)['\"]", requirement)
         declared.setdefault(extra[1] if extra else "", set()).add(name)
-    for package, extras in (("tfjoint", ("tfc", "tf214")), ("data_tools", ("data", "beam"))):
+    for package, extras in (
+        ("tfjoint", ("tfc", "tf214", "study")),
+        ("data_tools", ("data", "beam")),
+    ):
         allowed = declared[""].union(*(declared[extra] for extra in extras))
         for module, targets in imports.items():
             if _is_in(module, package):

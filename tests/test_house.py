@@ -24,12 +24,12 @@ ORDER = (
     *("losses", "metrics", "baselines"),
     *("bitstream", "coding", "png", "voxels", "binvox", "gallery", "shapes"),
     *("checkpoint", "summaries", "workers", "trainer", "export"),
-    *("codec", "report", "page", "plan", "claims", "figures"),
+    *("codec", "report", "page", "plan", "points", "claims", "figures"),
     *("entry", "evaluate", "compare", "view", "train", "study", "study_report"),
 )
 WITHOUT_TENSORFLOW = (
     *("bitstream", "shapes", "report", "page", "view"),
-    *("plan", "claims", "figures", "study", "study_report"),
+    *("plan", "points", "claims", "figures", "study", "study_report"),
 )
 FOR_LAYERS = {"keras", "numpy", "tensorflow"}
 FOR_DATA_TOOLS = {

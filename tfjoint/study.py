@@ -3,7 +3,7 @@
     python -m tfjoint.study --flagfile=configs/study.cfg
     python -m tfjoint.study --flagfile=configs/study.cfg --list
 
-    results/study/plan.json               the runs, and the commands that make each
+    results/study.json                    the runs, and the commands that make each
     results/study/<run>.json              what tfjoint.evaluate found; tfjoint.study_report reads it
     results/study/<run>-examples.npz      shapes and views of a few test objects
     runs/study/<run>/                     checkpoints, export
@@ -33,11 +33,10 @@ import numpy as np
 from absl import flags
 
 from tfjoint import config as configuration
-from tfjoint import entry, files, gallery, plan
+from tfjoint import entry, files, gallery, plan, points
 from tfjoint.errors import UserError
 from tfjoint.plan import Run, Study
 
-PLAN = "plan.json"
 FAILED, UNFINISHED = 1, 3
 DONE, RUNNING, BROKEN, BEGUN, OTHER, MISSING = (
     *("done", "running", "failed", "begun", "other settings", "missing"),
@@ -435,7 +434,7 @@ def make_records(study: Study, runs: Sequence[Run]) -> None:
 
 def claim_results(study: Study, runs: Sequence[Run]) -> None:
     """Write the plan beside the results. Raises `UserError` if they are of another study."""
-    path = Path(study.results) / PLAN
+    path = points.plan_path(Path(study.results))
     description = {
         "profile": study.profile,
         "data": study.data,

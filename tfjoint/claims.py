@@ -110,7 +110,8 @@ def verdict(parts: Sequence[Part]) -> tuple[str, float | None, list[str]]:
         count, needed = len(tested), math.ceil(part.fraction * len(tested))
         p_for.append(partial_conjunction([t.p_for for t in tested], needed))
         p_against.append(partial_conjunction([t.p_against for t in tested], count - needed + 1))
-    against = min(1.0, min(p_against, default=1.0) * len(p_against))
+    # Of several parts any may refute the claim: Bonferroni.
+    against = min(1.0, min(p_against) * len(p_against)) if p_against else 1.0
     if against < SIGNIFICANT:
         return DOES_NOT_HOLD, round(against, 5), lines
     if missing or not p_for:

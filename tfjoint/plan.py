@@ -135,6 +135,29 @@ def _implicit_run(size: int, rate: int, binarizer: bool = True) -> Run:
     return Run(f"implicit-floats-{rate}", "implicit, floats", "implicit", settings=settings)
 
 
+def candidates(study: Study, lines: Sequence[str]) -> list[Run]:
+    """Return runs that try settings: what a study is to be trained with is chosen by them.
+
+    Args:
+      study: on records that were held out for it, see data_tools.hold_out.
+      lines: each "<name> <run>: <setting>=<value> ...", <run> one of the study without its seed.
+
+    Raises `PlanError`.
+    """
+    runs = {run.name: run for run in planned(study)}
+    found = []
+    for line in lines:
+        (name, base), values = _read_line(line, "--candidate", "<name> <run>")
+        if f"{base}.seed0" not in runs:
+            raise PlanError(f"--candidate={line!r}: no run is called {base!r}; --list shows them")
+        run = runs[f"{base}.seed0"]
+        settings = {**run.settings, **values}
+        found.append(dataclasses.replace(run, name=f"{name}.seed0", curve=name, settings=settings))
+    if len({run.name for run in found}) < len(found):
+        raise PlanError("--candidate: two have the same name; give each its own")
+    return found
+
+
 def _with_seed(run: Run, seed: int) -> Run:
     after = run.after and f"{run.after}.seed{seed}"
     return dataclasses.replace(run, name=f"{run.name}.seed{seed}", seed=seed, after=after)
@@ -190,31 +213,32 @@ def read_settings(lines: Sequence[str], profile: str) -> dict[str, dict[str, Any
     """
     found: dict[str, dict[str, Any]] = {}
     for line in lines:
-        head, colon, rest = line.partition(":")
-        if not colon or len(head.split()) != 2:
-            raise PlanError(
-                f"--set={line!r}: write '<profile> <whom>: <setting>=<value> ...', whom is all, a "
-                "model or a run"
-            )
-        of_profile, whom = head.split()
-        values = dict(_read_setting(word) for word in rest.split())
+        (of_profile, whom), values = _read_line(line, "--set", "<profile> <whom>")
         if of_profile == profile:
             found.setdefault(whom, {}).update(values)
     return found
 
 
-def _read_setting(word: str) -> tuple[str, Any]:
+def _read_line(line: str, flag: str, head: str) -> tuple[list[str], dict[str, Any]]:
+    """Return the two words before the colon, and the settings behind it."""
+    before, colon, behind = line.partition(":")
+    if not colon or len(before.split()) != 2:
+        raise PlanError(f"{flag}={line!r}: write '{head}: <setting>=<value> ...'")
+    return before.split(), dict(_read_setting(word, flag) for word in behind.split())
+
+
+def _read_setting(word: str, flag: str) -> tuple[str, Any]:
     name, _, text = word.partition("=")
     fields = {field.name: field for field in dataclasses.fields(Config)}
     if name not in fields or name in ("model", "profile", "data", "run_dir", "seed"):
-        raise PlanError(f"--set: {name!r} is no setting of tfjoint.train that may be given here")
+        raise PlanError(f"{flag}: {name!r} is no setting of tfjoint.train that may be given here")
     default, kind = fields[name].default, fields[name].metadata["type"]
     try:
         if isinstance(default, tuple):
             return name, tuple(kind(item) for item in text.split(",") if item)
         return name, {"true": True, "false": False}[text] if kind is bool else kind(text)
     except (KeyError, ValueError) as error:
-        raise PlanError(f"--set: {word!r} must be {kind.__name__}, as in {default!r}") from error
+        raise PlanError(f"{flag}: {word!r} must be {kind.__name__}, as in {default!r}") from error
 
 
 def given_settings(study: Study, run: Run) -> dict[str, Any]:

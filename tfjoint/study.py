@@ -53,6 +53,9 @@ def define_flags() -> None:
     flags.DEFINE_multi_string(
         "set", [], "'<profile> <whom>: <setting>=<value> ...' of the training"
     )
+    flags.DEFINE_multi_string(
+        "candidate", [], "'<name> <run>: <setting>=<value> ...': try these instead of the study"
+    )
     flags.DEFINE_string(
         "runs", "", 'directory of the runs; "" is runs/study, or runs/study-<profile>'
     )
@@ -482,7 +485,7 @@ def main(argv: Sequence[str]) -> None:
     """List the runs, or do what is missing."""
     values = flags.FLAGS
     study = read_study()
-    runs = plan.planned(study)
+    runs = plan.candidates(study, values.candidate) or plan.planned(study)
     plan.check(study, runs)
     chosen = plan.selected(runs, values.only, _seeds(values.seeds))
     if values.list:

@@ -20,6 +20,7 @@ to say of itself: the mean shape, which needs no network, and the uncompressed n
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -68,17 +69,22 @@ class Tested(NamedTuple):
 def sign_flip(values: np.ndarray) -> Tested:
     """Test whether the mean of [N] differences is above, or below, 0."""
     values = np.asarray(values, np.float64)
-    # Raw Philox output is the same in every version of NumPy.
-    words = -(-len(values) // 64)
-    raw = np.random.Philox(key=np.array([0, 0], np.uint64)).random_raw(PATTERNS * words)
-    bits = np.unpackbits(raw.astype("<u8").view(np.uint8).reshape(PATTERNS, -1), axis=1)
-    signs = 2.0 * bits[:, : len(values)] - 1
+    signs = _signs(len(values))
     found, means = values.mean(), signs @ values / len(values)
     slack = 1e-12 * np.abs(values).max(initial=0)  # equal sums in another order
     above, below = np.sum(means >= found - slack), np.sum(means <= found + slack)
     return Tested(
         float(found), float(above + 1) / (PATTERNS + 1), float(below + 1) / (PATTERNS + 1)
     )
+
+
+@functools.lru_cache(maxsize=4)
+def _signs(count: int) -> np.ndarray:
+    # Raw Philox output is the same in every version of NumPy.
+    words = -(-count // 64)
+    raw = np.random.Philox(key=np.array([0, 0], np.uint64)).random_raw(PATTERNS * words)
+    bits = np.unpackbits(raw.astype("<u8").view(np.uint8).reshape(PATTERNS, -1), axis=1)
+    return 2.0 * bits[:, :count] - 1
 
 
 class Part(NamedTuple):

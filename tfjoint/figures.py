@@ -45,7 +45,7 @@ LOW = {
 RATES = (6, 12, 24, 48, 96, 192, 384, 1024, 4096)
 
 
-_SIZE = (7.0, 4.2)  # inches
+_SIZE = (7.0, 5.0)  # inches
 
 
 def _pyplot() -> Any:
@@ -76,6 +76,8 @@ def _svg(draw: Callable[[Any, Any], None], size: tuple[float, float] = _SIZE) ->
     with pyplot.style.context("default"), pyplot.rc_context(settings):
         figure, axes = pyplot.subplots(figsize=size, layout="constrained")
         draw(axes, figure)
+        if axes.get_legend_handles_labels()[0]:
+            figure.legend(loc="outside lower center", ncols=3, frameon=False)
         stream = io.BytesIO()
         figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
         pyplot.close(figure)
@@ -169,8 +171,6 @@ def _draw_references(axes: Any, results: Results) -> None:
 def _label(axes: Any, x: str, y: str) -> None:
     axes.set_xlabel(x)
     axes.set_ylabel(y)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize=7, frameon=False, ncols=2)
     axes.grid(True, lw=0.3, alpha=0.5)
 
 

@@ -12,6 +12,7 @@ SHELL := /bin/sh
 # `make PYTHON=python3.12 test` chooses the interpreter, instead of the first one that fits.
 PYTHON ?=
 DEMO_FLAGS ?=
+STUDY_FLAGS ?=
 PYTEST_FLAGS ?=
 
 export PYTHON
@@ -40,14 +41,15 @@ OPEN := data/open
 
 # --- Targets -------------------------------------------------------------------------------------
 
-.PHONY: help demo results ends data test lint setup test-tf221 test-tf214 test-beam test-serving \
-  clean distclean
+.PHONY: help demo results ends data study test lint setup test-tf221 test-tf214 test-beam \
+  test-serving clean distclean
 
 help:
 	@echo 'make demo         train the direct model on the embedded demo set, export and evaluate it'
 	@echo 'make results      train and evaluate every system on the demo set: results/demo/*.json'
 	@echo 'make ends         divide exports, compare cameras, lose views: results/{camera,arrivals}/'
 	@echo 'make data         build the open mesh set: data/open (137 pixels) and data/open-68'
+	@echo 'make study        every figure and table of the paper on the open mesh set; hours, resumable'
 	@echo 'make test         lint, then the whole test suite (TensorFlow 2.17)'
 	@echo 'make test-tf221   the fast part of the suite on TensorFlow 2.21'
 	@echo 'make test-tf214   the fast part of the suite on TensorFlow 2.14 (Python 3.9-3.11)'
@@ -61,6 +63,7 @@ help:
 	@echo 'PYTHON=...        the interpreter to use; otherwise the first that fits (3.10-3.12)'
 	@echo 'SYSTEMS=...       some of the systems, for make results'
 	@echo 'DEMO_FLAGS=...    more flags for the training of make demo'
+	@echo 'STUDY_FLAGS=...   more flags for make study, such as --max_hours=2 or --only=direct'
 	@echo 'PYTEST_FLAGS=...  more flags for pytest'
 
 demo: $(VENV)/$(STAMP)
@@ -91,6 +94,13 @@ ends: $(VENV)/$(STAMP)
 
 data: $(VENV)/$(STAMP)
 	$(BIN)/python -m data_tools.build_open --output=$(OPEN)
+
+# A study that is not finished has a report, too.
+study: $(VENV)/$(STAMP)
+	@code=0; set -x; \
+	$(BIN)/python -m tfjoint.study --flagfile=configs/study.cfg $(STUDY_FLAGS) || code=$$?; \
+	if [ $$code != 2 ]; then $(BIN)/python -m tfjoint.study_report; fi; \
+	exit $$code
 
 test: lint
 	$(strip $(BIN)/python $(PYTEST) $(PYTEST_FLAGS))
@@ -133,7 +143,7 @@ other_python = $(if $(PYTHON),$(if $(wildcard $(1)/$(STAMP)),$(shell \
 .PHONY: FORCE
 
 $(VENV)/$(STAMP): pyproject.toml constraints/default.txt $(call other_python,$(VENV))
-	@$(call create_venv,$(VENV),3.11 3.12 3.10,default,tfc$(comma)data$(comma)dev)
+	@$(call create_venv,$(VENV),3.11 3.12 3.10,default,tfc$(comma)data$(comma)study$(comma)dev)
 
 $(VENV_TF221)/$(STAMP): pyproject.toml constraints/tf221.txt $(call other_python,$(VENV_TF221))
 	@$(call create_venv,$(VENV_TF221),3.11 3.12 3.10,tf221,data$(comma)test)

@@ -183,6 +183,44 @@ def test_l_comp_counts_every_iteration_and_psnr_the_last(rows, again):
         assert row["psnr_db"] == pytest.approx(np.mean(ratios), rel=1e-5)
 
 
+def similarity(image: np.ndarray, other: np.ndarray) -> float:
+    """MS-SSIM after Wang et al. 2003: an 11-pixel Gaussian window of sigma 1.5, here two scales.
+
+    Of 32 pixels the window fits 32 and 16; the first two weights of the five, scaled to sum 1.
+    """
+    weights = np.array([0.0448, 0.2856]) / (0.0448 + 0.2856)
+    line = np.exp(-((np.arange(11) - 5.0) ** 2) / (2 * 1.5**2))
+    window = np.outer(line, line) / line.sum() ** 2
+
+    def windowed(values: np.ndarray) -> np.ndarray:
+        patches = np.lib.stride_tricks.sliding_window_view(values, (11, 11), axis=(0, 1))
+        return np.einsum("ijcxy,xy->ijc", patches, window)
+
+    found = np.ones(3)
+    for scale, weight in enumerate(weights):
+        mean, mean_other = windowed(image), windowed(other)
+        both = windowed(image * other) - mean * mean_other
+        variances = windowed(image**2 + other**2) - mean**2 - mean_other**2
+        contrast = (2 * both + 0.03**2) / (variances + 0.03**2)
+        light = (2 * mean * mean_other + 0.01**2) / (mean**2 + mean_other**2 + 0.01**2)
+        values = contrast if scale == 0 else light * contrast
+        found *= np.maximum(values.mean(axis=(0, 1)), 0) ** weight
+        image, other = (
+            x.reshape(len(x) // 2, 2, len(x) // 2, 2, 3).mean(axis=(1, 3)) for x in (image, other)
+        )
+    return float(found.mean())
+
+
+def test_ms_ssim_is_that_of_the_scales_that_the_window_fits(rows, again):
+    for row, measured in zip(rows, again):
+        found = [
+            similarity(image.astype(np.float64), decoded[-1].astype(np.float64))
+            for m in measured
+            for image, decoded in zip(m["images"], m["decoded"])
+        ]
+        assert row["ms_ssim"] == pytest.approx(np.mean(found), rel=1e-3)
+
+
 # --- What a row says ------------------------------------------------------------------------------
 
 
@@ -230,7 +268,7 @@ def test_every_row_says_what_made_it(data, rows, exported, config):
         "machine": provenance.machine(),
     }
     measured = {"iterations", "bits_per_view", "rate", "threshold", "iou", "l_3d", "l_comp"}
-    measured |= {"average_precision", "psnr_db", "objects", "views", "wall_seconds"}
+    measured |= {"average_precision", "psnr_db", "ms_ssim", "objects", "views", "wall_seconds"}
     for row in rows:
         assert {name: row[name] for name in expected} == expected
         assert set(row) == set(expected) | measured
@@ -348,7 +386,10 @@ KINDS = {
     "implicit": {"model": "implicit"},
     "implicit floats": {"model": "implicit", "binarizer": False},
 }
-IMAGE_FIGURES, SHAPE_FIGURES = {"l_comp", "psnr_db"}, {"iou", "l_3d", "average_precision"}
+IMAGE_FIGURES, SHAPE_FIGURES = (
+    {"l_comp", "psnr_db", "ms_ssim"},
+    {"iou", "l_3d", "average_precision"},
+)
 
 
 @pytest.fixture(scope="module")
@@ -516,6 +557,65 @@ def test_the_command_evaluates_every_rate_or_those_of_the_config(
         run_command(f"--export={path}", f"--data={raw}", f"--output={output}")
 
 
+@pytest.mark.parametrize("name", ["separate", "implicit", "jpeg2000"])
+def test_the_iou_after_some_of_the_views_is_that_of_the_first_ones_alone(evaluated, name):
+    path, results = evaluated(name)
+    config = Config.from_json(export.read_description(path)["config"])
+    description = export.read_description(path)
+    one, two = (
+        evaluate.evaluate(path, config, description, Protocol("test", views, 2, SEED, counted))
+        for views, counted in ((1, False), (2, True))
+    )
+    for few, many, plain in zip(one["rows"], two["rows"], results["rows"]):
+        # The views of an object are drawn in one order, so that the first of two is the only one.
+        assert [o["views"][:1] for o in many["objects"]] == [o["views"] for o in few["objects"]]
+        by_views = many["iou"].pop("by_views")
+        assert by_views == pytest.approx(
+            {"1": few["iou"]["mean"], "2": plain["iou"]["mean"]}, abs=2e-4
+        )
+        assert plain["iou"]["by_views"] == {}
+        assert many["objects"] == plain["objects"]
+
+
+def test_jpeg_2000_views_are_compared_with_the_originals_that_are_named(
+    evaluated, data, coded, run_command, tmp_path
+):
+    path, results = evaluated("jpeg2000")
+    output = tmp_path / "results.json"
+    given = [f"--export={path}", f"--views={VIEWS}", f"--seed={SEED}", f"--output={output}"]
+    run_command(*given, f"--originals={data}")
+    written = json.loads(output.read_text())["rows"]
+    for rate, row, before in zip(RATES, written, results["rows"]):
+        differences, ratios = [], []
+        raw, lossy = split(data, "test"), split(coded / str(rate), "test")
+        for original, decoded, entry_ in zip(raw, lossy, row["objects"]):
+            for number in entry_["views"]:
+                image, other = view(original.views[number]), view(decoded.views[number])
+                differences.append(np.mean(np.abs(image - other)))
+                ratios.append(-10 * math.log10(np.mean((image - other) ** 2)))
+        assert row["l_comp"] == pytest.approx(np.mean(differences), rel=1e-5)
+        assert row["psnr_db"] == pytest.approx(np.mean(ratios), rel=1e-5)
+        assert 0 < row["ms_ssim"] < 1
+        assert row["iou"] == before["iou"]
+    other = tiny.make(tmp_path / "other", train=3, test=2)
+    with pytest.raises(UserError, match="does not hold the objects and views of"):
+        run_command(*given, f"--originals={other}")
+
+
+@pytest.mark.parametrize(
+    ("name", "flag", "words"),
+    [
+        ("implicit", "--originals=x", "originals=x has no effect on model implicit"),
+        ("compression", "--view_counts", "view_counts has no effect on model compression"),
+    ],
+)
+def test_what_a_system_cannot_be_measured_by_is_refused(evaluated, run_command, name, flag, words):
+    path, _ = evaluated(name)
+    with pytest.raises(UserError) as caught:
+        run_command(f"--export={path}", flag)
+    assert str(caught.value) == words
+
+
 # --- Shapes to look at ----------------------------------------------------------------------------
 
 
@@ -598,6 +698,16 @@ def test_the_command_writes_shapes_beside_the_results_when_asked(
     assert len(shown.names) == TEST_OBJECTS
     np.testing.assert_array_equal(shown.percent()[:1], looked_at(path, results, 1).percent())
     assert f"shapes: {tmp_path / 'a-examples.npz'}" in capsys.readouterr().out
+
+
+def test_examples_can_be_taken_from_the_whole_split(run_command, evaluated, tmp_path):
+    path, results = evaluated("implicit")
+    output = tmp_path / "a.json"
+    given = [f"--export={path}", f"--views={VIEWS}", f"--seed={SEED}", f"--output={output}"]
+    run_command(*given, "--examples=2", "--spread_examples")
+    shown = gallery.read_gallery(tmp_path / "a-examples.npz")
+    ids = [o["id"] for o in results["rows"][0]["objects"]]
+    assert shown.names == (ids[1], ids[3])  # the middle of each half of five
 
 
 def test_shapes_of_a_codec_alone_are_refused(run_command, evaluated):

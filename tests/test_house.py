@@ -24,11 +24,14 @@ ORDER = (
     *("losses", "metrics", "baselines"),
     *("bitstream", "coding", "png", "photos", "voxels", "binvox", "gallery", "shapes"),
     *("checkpoint", "summaries", "workers", "trainer", "serving", "export"),
-    *("codec", "lite", "station", "report", "page"),
+    *("codec", "lite", "station", "report", "page", "plan", "points", "claims", "figures"),
     *("entry", "split", "camera", "arrivals"),
-    *("evaluate", "compare", "view", "train", "command", "__main__"),
+    *("evaluate", "compare", "view", "train", "command", "__main__", "study", "study_report"),
 )
-WITHOUT_TENSORFLOW = ("bitstream", "photos", "shapes", "report", "page", "view")
+WITHOUT_TENSORFLOW = (
+    *("bitstream", "photos", "shapes", "report", "page", "view"),
+    *("plan", "points", "claims", "figures", "study", "study_report"),
+)
 FOR_LAYERS = {"keras", "numpy", "tensorflow"}
 FOR_DATA_TOOLS = {
     *("errors", "files", "provenance", "config", "records", "baselines"),
@@ -37,6 +40,7 @@ FOR_DATA_TOOLS = {
 ENTRY_POINTS = {
     *("tfjoint.entry", "tfjoint.evaluate", "tfjoint.compare", "tfjoint.view", "tfjoint.train"),
     *("tfjoint.split", "tfjoint.camera", "tfjoint.arrivals"),
+    *("tfjoint.study", "tfjoint.study_report"),
 }
 
 # An import name whose distribution is called something else.
@@ -231,7 +235,7 @@ def test_every_imported_package_is_a_declared_dependency(imports):
         extra = re.search(r"extra == ['\"](\w+)['\"]", requirement)
         declared.setdefault(extra[1] if extra else "", set()).add(name)
     for package, extras in (
-        ("tfjoint", ("tfc", "tf214", "photos", "lite")),
+        ("tfjoint", ("tfc", "tf214", "photos", "lite", "study")),
         ("data_tools", ("data", "beam")),
     ):
         allowed = declared[""].union(*(declared[extra] for extra in extras))

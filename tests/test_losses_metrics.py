@@ -296,3 +296,11 @@ def test_psnr_has_closed_forms_and_clips_what_was_decoded():
     assert metrics.psnr(image, image - 3) == 100  # below black is black
     assert metrics.psnr(image + 1, image + 7) == 100
     assert metrics.psnr(image, image + 7) == pytest.approx(0)
+
+
+@pytest.mark.parametrize(("side", "scales"), [(16, 1), (32, 2), (64, 3), (128, 4), (176, 5)])
+def test_ms_ssim_has_as_many_scales_as_its_window_fits(side, scales):
+    weights = metrics.ms_ssim_weights(side)
+    assert len(weights) == scales and sum(weights) == pytest.approx(1)
+    ratios = np.array(weights) / np.array([0.0448, 0.2856, 0.3001, 0.2363, 0.1333])[:scales]
+    np.testing.assert_allclose(ratios, ratios[0])

@@ -103,7 +103,7 @@ def test_pins_and_extras_reach_pip(machine):
     _, tools, package = machine.calls()
     assert "--constraint constraints/default.txt" in tools
     assert "--constraint constraints/default.txt" in package
-    assert package.endswith("--no-build-isolation --editable .[tfc,data,dev]")
+    assert package.endswith("--no-build-isolation --editable .[tfc,data,study,dev]")
 
 
 def test_beam_is_added_to_the_environment_under_its_pins_and_once(machine):

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 POOLED_OBJECTS = 6
 """Objects per minibatch in the pooled IoU, as in the released code of the paper."""
 
+_PER_OBJECT = ("iou", "l_comp", "psnr_db")
+"""What results keep of every object."""
+
 
 def define_flags() -> None:
     """Define the flags of this command."""
@@ -42,6 +45,13 @@ def define_flags() -> None:
     flags.DEFINE_integer(
         "examples", 0, "objects whose shapes are written beside the results, for tfjoint.view"
     )
+    flags.DEFINE_bool(
+        "spread_examples", False, "take these from the whole split instead of its first objects"
+    )
+    flags.DEFINE_bool("view_counts", False, "also measure after the first 1, 2, ... of the views")
+    flags.DEFINE_string(
+        "originals", "", "raw records that JPEG 2000 views were made of, to compare the views with"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +63,10 @@ class Protocol:
     iterations: int = 8
     """Most iterations, of a system that has iterations."""
     seed: int = 0
+    view_counts: bool = False
+    """Whether to measure after the first 1, 2, ... of the views, too."""
+    originals: str = ""
+    """Raw records of the objects, for what JPEG 2000 makes of them; "" where it is not asked."""
 
 
 class Measured(NamedTuple):
@@ -69,6 +83,9 @@ class Measured(NamedTuple):
     psnr_db: float | None = None
     sent: dict[str, int] | None = None
     """Bytes of all views by what they count, as in `Sizes.of_codes`."""
+    ms_ssim: float | None = None
+    by_views: tuple[float, ...] | None = None
+    """IoU after the first 1, 2, ... of the views."""
 
 
 class Point(NamedTuple):
@@ -128,7 +145,8 @@ class Sizes(NamedTuple):
 def evaluate(export: Path, config: Config, description: dict, protocol: Protocol) -> dict:
     """Return {"rows": one result per rate, "baselines": ...} of an export.
 
-    L_comp and PSNR are of the images as the export decodes them, clipped to [0, 1].
+    L_comp, PSNR and MS-SSIM are of the images as the export decodes them, clipped to [0, 1]; of
+    JPEG 2000, whose one image counts as one iteration, as the records hold them.
 
     Args:
       export: directory of one version.
@@ -252,13 +270,18 @@ def _measure(
 
     if test.rates:
         raw_bytes = 3 * test.manifest.image_size**2
+        originals = _originals(config, protocol, test)
         points = []
         for index, rate in enumerate(test.rates):
             found, sizes = [], []
-            for example in evaluation_examples(
-                config, test, protocol.views, protocol.seed, rate_index=index
+            for number, example in enumerate(
+                evaluation_examples(config, test, protocol.views, protocol.seed, rate_index=index)
             ):
-                found += _measure_object(signatures, config, example, 1)
+                (measured,) = _measure_object(signatures, config, example, protocol)
+                if originals:
+                    decoded = example.images[:, np.newaxis]
+                    (measured,) = _measured_images(originals[number], decoded, [measured])
+                found.append(measured)
                 assert example.code_bytes is not None, "JPEG 2000 records say their sizes"
                 sizes.append(example.code_bytes)
             _, file, payload = np.mean(np.concatenate(sizes), axis=0)
@@ -266,9 +289,7 @@ def _measure(
             points.append(Point(None, None, rates, found))
         return points
     examples = evaluation_examples(config, test, protocol.views, protocol.seed)
-    by_object = [
-        _measure_object(signatures, config, e, protocol.iterations, counted) for e in examples
-    ]
+    by_object = [_measure_object(signatures, config, e, protocol, counted) for e in examples]
     iterative = config.uses("iterations_max")
     return [
         Point(
@@ -292,18 +313,43 @@ def _real_rates(config: Config, views: int, measured: Iterable[Measured]) -> dic
     return {name: raw_bytes / float(np.mean([s[name] for s in sent])) for name in names}
 
 
+def _originals(config: Config, protocol: Protocol, coded: Split) -> list[np.ndarray]:
+    """Return the views [V, H, W, 3] of each object before they were coded; [] if not asked for."""
+    from tfjoint.dataset import evaluation_examples, open_split
+
+    if not protocol.originals:
+        return []
+    # Any model that takes raw views opens them.
+    raw = dataclasses.replace(config, model="reconstruction", data=protocol.originals, rates=())
+    records = open_split(raw, protocol.split, protocol.views)
+    if [o.object_id for o in records.objects] != [o.object_id for o in coded.objects] or (
+        records.manifest.views != coded.manifest.views
+    ):
+        raise ConfigError(
+            f"originals={protocol.originals} does not hold the objects and views of {config.data}: "
+            "name the records that data_tools.build_jpeg2000 was given"
+        )
+    found = evaluation_examples(raw, records, protocol.views, protocol.seed)
+    return [example.images for example in found]
+
+
 def _measure_object(
     signatures: Mapping[str, Any],
     config: Config,
     example: Example,
-    iterations: int,
+    protocol: Protocol,
     counted: Sizes | None = None,
 ) -> list[Measured]:
     """Return what is measured of one object: one item per iteration, or one."""
-    sent = _sent(signatures, config, example.images, iterations)
+    sent = _sent(signatures, config, example.images, protocol.iterations)
     found = [Measured()] * len(sent)
     if "reconstruct" in signatures:
         found = [_measured_shape(signatures["reconstruct"](**views), example) for views in sent]
+        if protocol.view_counts:
+            found = [
+                shape._replace(by_views=_by_views(signatures, views, example, shape))
+                for views, shape in zip(sent, found)
+            ]
     if counted:
         found = [
             measured._replace(sent=counted.of_codes(views["codes"].numpy()[0]))
@@ -312,13 +358,57 @@ def _measure_object(
     if "decode" not in signatures:
         return found
     decoded = signatures["decode"](**sent[-1])["images"].numpy()[0]  # [V, T, H, W, 3]
-    original = np.broadcast_to(example.images[:, np.newaxis], decoded.shape)
+    return _measured_images(example.images, decoded, found)
+
+
+def _measured_images(
+    images: np.ndarray, decoded: np.ndarray, shapes: Sequence[Measured]
+) -> list[Measured]:
+    """Return `shapes`, one per iteration, with what is measured of the views decoded there.
+
+    Args:
+      images: [V, H, W, 3], the originals.
+      decoded: [V, T, H, W, 3].
+      shapes: T items.
+    """
+    original = np.broadcast_to(images[:, np.newaxis], decoded.shape)
     l_comp = np.abs(original - decoded).mean(axis=(-3, -2, -1))  # [V, T]
-    psnr = metrics.psnr(original, decoded)
+    psnr, similarity = metrics.psnr(original, decoded), _ms_ssim(original, decoded)
     return [
-        shape._replace(l_comp=float(l_comp[:, : t + 1].mean()), psnr_db=float(psnr[:, t].mean()))
-        for t, shape in enumerate(found)
+        shape._replace(
+            l_comp=float(l_comp[:, : t + 1].mean()),
+            psnr_db=float(psnr[:, t].mean()),
+            ms_ssim=float(similarity[:, t].mean()),
+        )
+        for t, shape in enumerate(shapes)
     ]
+
+
+def _ms_ssim(images: np.ndarray, decoded: np.ndarray) -> np.ndarray:
+    """Return the multi-scale structural similarity [...] of images [..., H, W, 3] in [0, 1]."""
+    import tensorflow as tf
+
+    found = tf.image.ssim_multiscale(
+        tf.constant(images),
+        tf.constant(decoded),
+        max_val=1.0,
+        power_factors=metrics.ms_ssim_weights(min(images.shape[-3:-1])),
+        filter_size=metrics.MS_SSIM_FILTER,
+    )
+    return found.numpy()
+
+
+def _by_views(
+    signatures: Mapping[str, Any], sent: Mapping[str, Any], example: Example, whole: Measured
+) -> tuple[float, ...]:
+    """Return the IoU after the first 1, 2, ... of the views; `whole` is after all of them."""
+    found = []
+    for count in range(1, len(example.view_ids)):
+        first = {name: given[:, :count] for name, given in sent.items()}
+        occupancy = signatures["reconstruct"](**first)["occupancy"].numpy()[0]
+        found.append(float(metrics.iou(occupancy, example.voxels)))
+    assert whole.iou is not None, "a shape is measured"
+    return (*found, whole.iou)
 
 
 def _sent(
@@ -362,8 +452,9 @@ def _row(point: Point, objects: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "average_precision": _mean(columns["average_precision"]),
         "l_comp": _mean(columns["l_comp"]),
         "psnr_db": _mean(columns["psnr_db"]),
+        "ms_ssim": _mean(columns["ms_ssim"]),
         "objects": [
-            {**entry, "iou": measured.iou, "psnr_db": measured.psnr_db}
+            {**entry, **{name: getattr(measured, name) for name in _PER_OBJECT}}
             for entry, measured in zip(objects, point.measured)
         ],
     }
@@ -373,19 +464,26 @@ def _iou(columns: Mapping[str, Sequence[Any]], categories: Sequence[str]) -> dic
     ious, names = np.array(columns["iou"]), np.array(categories)
     classes = {name: float(ious[names == name].mean()) for name in sorted(set(categories))}
     means = np.mean(columns["by_threshold"], axis=0)
+    by_views = [] if None in columns["by_views"] else np.mean(columns["by_views"], axis=0)
     return {
         **_mean_std(ious),
         "class_mean": float(np.mean(list(classes.values()))),
         "per_class": classes,
         "pooled_6": metrics.pooled_iou(np.array(columns["overlap"]), POOLED_OBJECTS),
         "by_threshold": {str(t): float(mean) for t, mean in zip(THRESHOLDS, means)},
+        "by_views": {str(count): float(mean) for count, mean in enumerate(by_views, start=1)},
     }
 
 
 def examples(
-    export: Path, config: Config, protocol: Protocol, rows: Sequence[Mapping[str, Any]], count: int
+    export: Path,
+    config: Config,
+    protocol: Protocol,
+    rows: Sequence[Mapping[str, Any]],
+    count: int,
+    spread: bool = False,
 ) -> Gallery:
-    """Return the shapes of the first `count` objects at every rate, of 1, 2, ... of their views.
+    """Return the shapes of `count` objects at every rate, of 1, 2, ... of their views.
 
     Args:
       export: directory of one version.
@@ -393,13 +491,17 @@ def examples(
       protocol: split, views, iterations, seed.
       rows: the results of the same.
       count: of objects, or all if there are fewer.
+      spread: whether they are taken from the whole split, whose neighbours are of one category;
+        else they are the first.
     """
     from tfjoint.codec import load_signatures
     from tfjoint.dataset import evaluation_examples, open_split
 
     signatures = load_signatures(export)
     split = open_split(config, protocol.split, protocol.views)
-    shown = range(min(count, len(split)))
+    shown: Sequence[int] = range(min(count, len(split)))
+    if spread:  # the middle of each of so many parts
+        shown = [(2 * part + 1) * len(split) // (2 * len(shown)) for part in shown]
     by_rate = [
         evaluation_examples(config, split, protocol.views, protocol.seed, shown, rate_index=index)
         for index in range(len(split.rates) or 1)
@@ -486,14 +588,24 @@ def main(argv: Sequence[str]) -> None:
             f"Received: {values.views}, {values.iterations}, {values.examples}, {values.seed}"
         )
     iterations = values.iterations or config.iterations_max
-    protocol = Protocol(values.split, values.views, iterations, values.seed)
+    if values.originals and not config.uses("rates"):
+        raise ConfigError(f"originals={values.originals} has no effect on model {config.model}")
+    if values.view_counts and not config.uses("grid_size"):
+        raise ConfigError(f"view_counts has no effect on model {config.model}")
+    protocol = Protocol(
+        *(values.split, values.views, iterations, values.seed),
+        *(values.view_counts, values.originals),
+    )
     results = evaluate(export, config, description, protocol)
     output = Path(values.output or export.parent.parent / "results.json")
     print(report.table(results))
     try:
         files.write_json(output, results)
         if values.examples:
-            shapes = examples(export, config, protocol, results["rows"], values.examples)
+            shapes = examples(
+                *(export, config, protocol, results["rows"]),
+                *(values.examples, values.spread_examples),
+            )
             write_gallery(report.examples_path(output), shapes)
     except OSError as error:
         raise ConfigError(f"{output} cannot be written ({error}): give another --output") from error

@@ -7,6 +7,11 @@ import numpy as np
 THRESHOLD = 0.4
 """Occupancy probability from which a voxel counts as occupied (Eq. 17)."""
 
+MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+"""Of the five scales of Wang et al. 2003, from the image itself to a sixteenth of it."""
+MS_SSIM_FILTER = 11
+"""Side of the window in pixels."""
+
 
 def iou(probabilities: np.ndarray, voxels: np.ndarray, threshold: float = THRESHOLD) -> np.ndarray:
     """Return intersection over union per object (Eq. 17); two empty grids give 1.
@@ -57,6 +62,18 @@ def psnr(images: np.ndarray, decoded: np.ndarray) -> np.ndarray:
     """
     error = np.mean((images - np.clip(decoded, 0, 1)) ** 2, axis=(-3, -2, -1), dtype=np.float64)
     return -10 * np.log10(np.maximum(error, 1e-10))
+
+
+def ms_ssim_weights(side: int) -> tuple[float, ...]:
+    """Return the weights of the scales of MS-SSIM that images of `side` pixels have; sum 1.
+
+    Five scales of Wang et al. 2003 need 176 pixels, because the window has to fit the smallest. Of
+    smaller images only the first scales count, with the same weights relative to each other: 4 at
+    128 pixels, 3 at 64. Values at different sizes are not comparable.
+    """
+    scales = sum(side >> scale >= MS_SSIM_FILTER for scale in range(len(MS_SSIM_WEIGHTS)))
+    kept = MS_SSIM_WEIGHTS[: max(1, scales)]
+    return tuple(weight / sum(kept) for weight in kept)
 
 
 def pooled_iou(overlaps: np.ndarray, objects: int) -> float:

@@ -1,0 +1,239 @@
+"""The report of a study: from its results alone, the same bytes, and no number of its own."""
+
+from __future__ import annotations
+
+import html.parser
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import made_up
+import numpy as np
+import pytest
+import runs
+import test_claims
+from absl import flags
+
+from tfjoint import entry, figures, points, study_report
+from tfjoint.errors import UserError
+
+pytest.importorskip("matplotlib", reason="the extra `study`, which draws figures, is not installed")
+
+EVERYTHING = ("report.md", "report.html", "claims.json", "figures")
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory) -> Path:
+    """Made-up results in which all claims are true; not to be changed."""
+    directory = tmp_path_factory.mktemp("made-up") / "results" / "study"
+    made_up.make(
+        directory,
+        test_claims.as_the_paper,
+        test_claims.codecs_as_the_paper,
+        seconds=test_claims.cheaper,
+    )
+    shown = ("reconstruction", "implicit-384", "sequential", "compression-small-random")
+    made_up.add_shapes(directory, [f"{name}.seed0" for name in shown])
+    return directory
+
+
+def report(results: Path, output: Path, bench: Path | None = None) -> list[dict]:
+    missing = output / "none.json"
+    return study_report.write(results, bench or missing, output, output / "claims.json")
+
+
+def content(directory: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(directory)): path.read_bytes()
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def written(results, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("report")
+    bench = output.parent / "bench.json"
+    bench.write_text(json.dumps(test_claims.BENCH))
+    report(results, output, bench)
+    return output
+
+
+def test_the_same_results_give_the_same_bytes_in_another_process(results, written, tmp_path):
+    bench = tmp_path / "bench.json"
+    bench.write_text(json.dumps(test_claims.BENCH))
+    finished = runs.finish(
+        [
+            *(sys.executable, "-m", "tfjoint.study_report", f"--results={results}"),
+            *(f"--output={tmp_path / 'again'}", f"--claims={tmp_path / 'again' / 'claims.json'}"),
+            f"--bench={bench}",
+        ],
+        PYTHONHASHSEED="1",
+    )
+    assert finished.returncode == 0, finished.stderr
+    again = content(tmp_path / "again")
+    assert again == content(written)
+    assert {name.partition("/")[0] for name in again} == set(EVERYTHING)
+    assert "holds           1. implicit" in finished.stdout
+
+
+def test_nothing_but_the_results_decides_about_the_report(results, written, tmp_path):
+    moved = tmp_path / "elsewhere" / "study"
+    shutil.copytree(results, moved)
+    shutil.copy(points.plan_path(results), points.plan_path(moved))
+    bench = tmp_path / "bench.json"
+    bench.write_text(json.dumps(test_claims.BENCH))
+    report(moved, tmp_path / "again", bench)
+    assert content(tmp_path / "again") == content(written)
+
+
+def test_another_result_gives_another_report(results, written, tmp_path):
+    changed = tmp_path / "study"
+    shutil.copytree(results, changed)
+    shutil.copy(points.plan_path(results), points.plan_path(changed))
+    path = changed / "implicit-96.seed0.json"
+    found = json.loads(path.read_text())
+    for entry_ in found["rows"][0]["objects"]:
+        entry_["iou"] = 0.123
+    found["rows"][0]["iou"]["mean"] = 0.123
+    path.write_text(json.dumps(found))
+    report(changed, tmp_path / "again")
+    before, after = content(written), content(tmp_path / "again")
+    assert before["figures/figure-8.svg"] != after["figures/figure-8.svg"]
+    assert b"| implicit | 96:1 |  |  | 0.123 |" in after["report.md"]
+
+
+def test_tables_hold_what_the_results_hold(results, written):
+    text = (written / "report.md").read_text()
+    for name, rate in (("implicit-192", "192:1"), ("direct-floats", "12:1")):
+        row = json.loads((results / f"{name}.seed0.json").read_text())["rows"][0]
+        curve = "direct, floats" if "floats" in name else "implicit"
+        line = f"| {curve} | {rate} |  |  | {row['iou']['mean']:.3f} | {row['iou']['std']:.3f} |"
+        assert line in text
+    seeds = [
+        json.loads((results / f"direct.seed{seed}.json").read_text())["rows"][0]["iou"]["mean"]
+        for seed in range(3)
+    ]
+    assert f"| {np.mean(seeds):.3f} |" in text
+    assert " / ".join(f"{mean:.3f}" for mean in seeds) in text
+    for title in ("Table I:", "Figure 8:", "Figure 9:", "Figure 10:", "Figure 11:", "Table II:",
+                  "Table III:", "Table IV:", "Table V:"):  # fmt: skip
+        assert f"## {title}" in text
+    assert text.count("none is comparable") >= 3  # beside everything that was published
+    assert "| sequential | 0.8500 | 1.7000 | 45 / 33 |" in text
+
+
+def test_every_figure_has_the_commands_of_all_its_points(written, results):
+    text = (written / "report.md").read_text()
+    plan = made_up.plan_of(results)
+    parts = {part.splitlines()[0]: part for part in text.split("\n## ")}
+    figure = next(part for title, part in parts.items() if title.startswith("Figure 8: "))
+    for run in plan["runs"]:
+        on_it = run["curve"] in (*figures.LOW, "implicit", "direct", "sequential", "separate")
+        if on_it and run["model"] != "compression":
+            assert run["train"] in figure and run["evaluate"] in figure, run["name"]
+    # The codec that `separate` takes, and the views that JPEG 2000 makes, come before them.
+    assert "--run_dir=runs/study/compression-small-random.seed0" in figure
+    assert plan["records"]["payload"] in figure
+    everything = parts["Every run"]
+    assert all(run["train"] in everything for run in plan["runs"])
+
+
+class _Loads(html.parser.HTMLParser):
+    """Collects what a page would load."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag, attributes):
+        self.found += [v for n, v in attributes if n in ("src", "href", "srcset", "data") and v]
+
+
+def test_the_page_is_one_file(written):
+    page = (written / "report.html").read_text()
+    loads = _Loads()
+    loads.feed(page)
+    kinds = [source.partition(";")[0] for source in loads.found]
+    assert len(kinds) == 10 and set(kinds) == {"data:image/svg+xml", "data:image/png"}
+    assert "url(" not in page and "@import" not in page and "<script" not in page
+
+
+def test_figures_say_no_date_and_no_machine(written):
+    for path in (written / "figures").glob("*.svg"):
+        text = path.read_text()
+        assert "<dc:date>" not in text
+        assert not re.search(r"20\d\d-\d\d-\d\d", text)
+
+
+def test_claims_are_a_list_of_seven_with_what_they_rest_on(written, results):
+    found = json.loads((written / "claims.json").read_text())
+    assert len(found) == 7
+    for claim in found:
+        assert set(claim) == {"claim", "verdict", "evidence", "p_value", "files"}
+        assert all((results / name).exists() for name in claim["files"] if name != "bench")
+        assert f"| {claim['claim']} | {claim['verdict']} |" in (written / "report.md").read_text()
+
+
+def test_a_study_that_has_only_begun_has_a_report(tmp_path):
+    directory = made_up.make(
+        tmp_path / "study",
+        test_claims.as_the_paper,
+        only=lambda run: run.name in ("reconstruction.seed0", "compression-small-random.seed0"),
+    )
+    report(directory, tmp_path / "report")
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "2 of 37 runs" in text and "Missing: implicit-384.seed0" in text
+    assert "bench/results.json does not hold them yet" in text
+    assert "Not there yet: no run that it shows is done." in text
+
+
+def test_a_study_without_any_run_has_a_report(tmp_path):
+    directory = made_up.make(tmp_path / "study", test_claims.as_the_paper, only=lambda run: False)
+    report(directory, tmp_path / "report")
+    assert "0 of 37 runs" in (tmp_path / "report" / "report.md").read_text()
+
+
+# --- The command ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run_command(monkeypatch):
+    def run(*arguments: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["study_report", *arguments])
+        study_report.main(entry.parse(sys.argv))
+
+    before = set(flags.FLAGS)
+    study_report.define_flags()
+    yield run
+    for name in set(flags.FLAGS) - before:
+        delattr(flags.FLAGS, name)
+
+
+def test_the_report_lies_with_the_results_and_the_claims_beside_them(
+    run_command, results, tmp_path, capsys
+):
+    directory = tmp_path / "results" / "study"
+    shutil.copytree(results, directory)
+    shutil.copy(points.plan_path(results), points.plan_path(directory))
+    run_command(f"--results={directory}", f"--bench={tmp_path / 'none'}")
+    assert (directory / "report.md").exists() and (directory / "figures").is_dir()
+    assert len(json.loads((tmp_path / "results" / "claims.json").read_text())) == 7
+    assert "undecided       4. " in capsys.readouterr().out
+
+
+def test_results_that_are_not_there_or_damaged_are_one_line(run_command, results, tmp_path):
+    with pytest.raises(UserError, match="is no plan of a study"):
+        run_command(f"--results={tmp_path / 'none'}")
+    bench = tmp_path / "bench.json"
+    bench.write_text("{")
+    with pytest.raises(UserError, match="is damaged"):
+        run_command(f"--results={results}", f"--bench={bench}")
+
+
+def test_without_matplotlib_the_command_says_what_to_install(monkeypatch, results, tmp_path):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(UserError, match="pip install"):
+        report(results, tmp_path)

@@ -18,20 +18,21 @@ from pathlib import Path
 
 from absl import flags
 
-from data_tools import layout, seeding
+from data_tools import holdings, layout, seeding
 from tfjoint import entry, files, records
 from tfjoint.errors import UserError
-
-_RECORDS = flags.DEFINE_string("records", None, "Directory of the records.", required=True)
-_OUTPUT = flags.DEFINE_string("output", None, "Directory of the new records.", required=True)
-_FRACTION = flags.DEFINE_float(
-    "fraction", 0.15, "Part of the groups of training objects that is held out."
-)
-_SEED = flags.DEFINE_integer("seed", 0, "Of which groups these are.", lower_bound=0)
 
 
 class HoldOutError(UserError):
     """A part that cannot be held out."""
+
+
+def define_flags() -> None:
+    """Define the flags of this command."""
+    flags.DEFINE_string("records", None, "Directory of the records.", required=True)
+    flags.DEFINE_string("output", None, "Directory of the new records.", required=True)
+    flags.DEFINE_float("fraction", 0.15, "Part of the groups of training objects to hold out.")
+    flags.DEFINE_integer("seed", 0, "Of which groups these are.", lower_bound=0)
 
 
 def hold_out(source: Path, output: Path, fraction: float, seed: int) -> records.Manifest:
@@ -39,13 +40,14 @@ def hold_out(source: Path, output: Path, fraction: float, seed: int) -> records.
 
     Args:
       source: record directory.
-      output: record directory to write, or to replace.
+      output: record directory to write; the same one is written anew.
       fraction: part of the groups that is held out, in (0, 1).
       seed: of which these are.
 
     Raises:
       RecordError: the records are missing or damaged.
       HoldOutError: the fraction leaves one side without objects.
+      UserError: `output` holds other records.
     """
     opened = records.RecordSet(source, "train")
     held = _held_out([entry.source for entry in opened.objects], fraction, seed)
@@ -56,6 +58,15 @@ def hold_out(source: Path, output: Path, fraction: float, seed: int) -> records.
         elif not layout.Model(found.category, found.object_id).copy_number:
             sides["test"].append(index)
     settings = {"held_out": fraction, "seed": seed, "records_sha256": opened.data_sha256}
+    draft = dataclasses.replace(
+        opened.manifest,
+        name=f"{opened.manifest.name}-held-out",
+        split_name=f"{opened.manifest.split_name}-held-out",
+        split_sha256=hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
+        splits={},
+        settings={**opened.manifest.settings, **settings},
+    )
+    holdings.refuse_others(output, draft.to_json())
     with files.replacing(output) as temporary:
         temporary.mkdir()
         shards = {
@@ -64,14 +75,7 @@ def hold_out(source: Path, output: Path, fraction: float, seed: int) -> records.
             )
             for side, indices in sides.items()
         }
-        manifest = dataclasses.replace(
-            opened.manifest,
-            name=f"{opened.manifest.name}-held-out",
-            split_name=f"{opened.manifest.split_name}-held-out",
-            split_sha256=hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
-            splits=shards,
-            settings={**opened.manifest.settings, **settings},
-        )
+        manifest = dataclasses.replace(draft, splits=shards)
         records.write_manifest(temporary, manifest)
     return manifest
 
@@ -90,8 +94,9 @@ def _held_out(sources: Sequence[str], fraction: float, seed: int) -> set[str]:
 
 def main(_: Sequence[str]) -> None:
     """Hold out, print how many objects lie where."""
-    output = Path(_OUTPUT.value)
-    manifest = hold_out(Path(_RECORDS.value), output, _FRACTION.value, _SEED.value)
+    values = flags.FLAGS
+    output = Path(values.output)
+    manifest = hold_out(Path(values.records), output, values.fraction, values.seed)
     counts = {
         side: sum(shard.records for shard in shards) for side, shards in manifest.splits.items()
     }
@@ -99,4 +104,5 @@ def main(_: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
+    define_flags()
     entry.run(main)

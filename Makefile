@@ -22,6 +22,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 VENV := .venv
 VENV_TF221 := .venv-tf221
 VENV_TF214 := .venv-tf214
+VENV_BENCH := .venv-bench
 STAMP := tfjoint-ready
 BEAM_STAMP := tfjoint-beam-ready
 
@@ -35,15 +36,17 @@ SYSTEMS ?= direct compression separate sequential implicit reconstruction jpeg20
   direct_low sequential_low implicit_low
 JPEG2000 := data/demo-jpeg2000
 OPEN := data/open
+BENCH_FLAGS ?=
 
 # --- Targets -------------------------------------------------------------------------------------
 
-.PHONY: help demo results data test lint setup test-tf221 test-tf214 test-beam clean distclean
+.PHONY: help demo results data bench test lint setup test-tf221 test-tf214 test-beam clean distclean
 
 help:
 	@echo 'make demo         train the direct model on the embedded demo set, export and evaluate it'
 	@echo 'make results      train and evaluate every system on the demo set: results/demo/*.json'
 	@echo 'make data         build the open mesh set: data/open (137 pixels) and data/open-68'
+	@echo 'make bench        measure beside PyTorch: bench/results.json, table in the README; half an hour'
 	@echo 'make test         lint, then the whole test suite (TensorFlow 2.17)'
 	@echo 'make test-tf221   the fast part of the suite on TensorFlow 2.21'
 	@echo 'make test-tf214   the fast part of the suite on TensorFlow 2.14 (Python 3.9-3.11)'
@@ -56,6 +59,7 @@ help:
 	@echo 'PYTHON=...        the interpreter to use; otherwise the first that fits (3.10-3.12)'
 	@echo 'SYSTEMS=...       some of the systems, for make results'
 	@echo 'DEMO_FLAGS=...    more flags for the training of make demo'
+	@echo 'BENCH_FLAGS=...   for make bench: checkouts of public code to measure beside, see --help'
 	@echo 'PYTEST_FLAGS=...  more flags for pytest'
 
 demo: $(VENV)/$(STAMP)
@@ -78,6 +82,10 @@ results: $(VENV)/$(STAMP)
 data: $(VENV)/$(STAMP)
 	$(BIN)/python -m data_tools.build_open --output=$(OPEN)
 
+# What was measured is kept: after an interruption the missing sections alone are measured.
+bench: $(VENV_BENCH)/$(STAMP)
+	$(strip $(VENV_BENCH)/bin/python -m bench --resume --readme=README.md --data=$(OPEN) $(BENCH_FLAGS))
+
 test: lint
 	$(strip $(BIN)/python $(PYTEST) $(PYTEST_FLAGS))
 
@@ -99,10 +107,10 @@ test-beam: $(VENV)/$(BEAM_STAMP)
 
 clean:
 	rm -rf build $(SYSTEMS:%=runs/%) $(JPEG2000) .pytest_cache .ruff_cache .mypy_cache *.egg-info
-	find tfjoint data_tools tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find tfjoint data_tools bench tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean
-	rm -rf $(VENV) $(VENV_TF221) $(VENV_TF214)
+	rm -rf $(VENV) $(VENV_TF221) $(VENV_TF214) $(VENV_BENCH)
 
 # --- Environments --------------------------------------------------------------------------------
 
@@ -122,6 +130,10 @@ $(VENV_TF221)/$(STAMP): pyproject.toml constraints/tf221.txt $(call other_python
 
 $(VENV_TF214)/$(STAMP): pyproject.toml constraints/tf214.txt $(call other_python,$(VENV_TF214))
 	@$(call create_venv,$(VENV_TF214),3.11 3.10 3.9,tf214,tf214$(comma)data$(comma)test)
+
+# PyTorch beside the default environment, for the benchmarks alone.
+$(VENV_BENCH)/$(STAMP): pyproject.toml constraints/bench.txt $(call other_python,$(VENV_BENCH))
+	@$(call create_venv,$(VENV_BENCH),3.11 3.12,bench,tfc$(comma)data$(comma)test$(comma)bench)
 
 # Apache Beam comes beside TensorFlow without moving a pin: no environment of its own is needed.
 $(VENV)/$(BEAM_STAMP): $(VENV)/$(STAMP)

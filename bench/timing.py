@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
 
 
 def alternate(
@@ -29,3 +31,34 @@ def alternate(
 def medians(seconds: Mapping[str, list[float]]) -> dict[str, float]:
     """Return the median of every action's seconds."""
     return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def slow(
+    actions: Mapping[str, Callable[[], object]], factor: float, reference: str
+) -> dict[str, list[float]]:
+    """Call every action twice; return the seconds of those that are not worth more calls.
+
+    These are the ones whose second call took `factor` times as long as that of `reference`. The
+    first compiles.
+    """
+    seconds = {name: [min(_seconds(action), _seconds(action))] for name, action in actions.items()}
+    return {
+        name: took for name, took in seconds.items() if took[0] > factor * seconds[reference][0]
+    }
+
+
+def _seconds(action: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    action()
+    return time.perf_counter() - start
+
+
+def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
+    """Return a of costs = b sizes^a, fitted by least squares in logarithms."""
+    return float(np.polyfit(np.log(sizes), np.log(costs), 1)[0])
+
+
+def line(sizes: Sequence[float], costs: Sequence[float]) -> tuple[float, float]:
+    """Return (per unit, fixed) of costs = per unit * sizes + fixed, by least squares."""
+    slope, intercept = np.polyfit(sizes, costs, 1)
+    return float(slope), float(intercept)

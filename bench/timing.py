@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,11 +11,15 @@ import numpy as np
 
 
 def alternate(
-    actions: Mapping[str, Callable[[], object]], repetitions: int, warmups: int = 1
+    actions: Mapping[str, Callable[[], object]],
+    repetitions: int,
+    warmups: int = 1,
+    patience: float = math.inf,
 ) -> dict[str, list[float]]:
     """Return the seconds of every call of every action.
 
-    The actions take turns, so that what slows the machine for a while slows all of them.
+    The actions take turns, so that what slows the machine for a while slows all of them. One that
+    took longer than `patience` seconds is called no more.
     """
     for _ in range(warmups):
         for action in actions.values():
@@ -22,35 +27,16 @@ def alternate(
     seconds: dict[str, list[float]] = {name: [] for name in actions}
     for _ in range(repetitions):
         for name, action in actions.items():
-            start = time.perf_counter()
-            action()
-            seconds[name].append(time.perf_counter() - start)
+            if max(seconds[name], default=0) <= patience:
+                start = time.perf_counter()
+                action()
+                seconds[name].append(time.perf_counter() - start)
     return seconds
 
 
 def medians(seconds: Mapping[str, list[float]]) -> dict[str, float]:
     """Return the median of every action's seconds."""
     return {name: statistics.median(values) for name, values in seconds.items()}
-
-
-def slow(
-    actions: Mapping[str, Callable[[], object]], factor: float, reference: str
-) -> dict[str, list[float]]:
-    """Call every action twice; return the seconds of those that are not worth more calls.
-
-    These are the ones whose second call took `factor` times as long as that of `reference`. The
-    first compiles.
-    """
-    seconds = {name: [min(_seconds(action), _seconds(action))] for name, action in actions.items()}
-    return {
-        name: took for name, took in seconds.items() if took[0] > factor * seconds[reference][0]
-    }
-
-
-def _seconds(action: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    action()
-    return time.perf_counter() - start
 
 
 def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:

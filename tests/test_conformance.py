@@ -21,6 +21,7 @@ from tfjoint import config, dataset, export, models, trainer
 from tfjoint.layers import (
     Binarizer,
     BinarizerNoise,
+    Conv3D,
     ConvLSTMCell,
     GridLSTM,
     UpConv3D,
@@ -164,6 +165,20 @@ def _up_conv(unpooling: str) -> Row:
         paper=lambda: _built(UpConv3D(128, unpooling), None, None, None, None, 128),
         parameters=27 * 128 * 128 + 128,
     )
+
+
+CONV_3D = Row(
+    make=lambda: Conv3D(5),
+    shape=(None, None, None, None, 3),
+    inputs=lambda rng, b, v, t: rng.normal(size=(b, v, t, 4, 3)),
+    call=lambda layer, x, t, step: {"volume": layer(x)},
+    reference=lambda weights, x, t, binarize: {
+        "volume": reference.convolve(x, weights[0]) + weights[1]
+    },
+    shapes=lambda b, v, t: {"volume": (b, v, t, 4, 5)},
+    paper=lambda: _built(Conv3D(32), None, None, None, None, 64),
+    parameters=27 * 64 * 32 + 32,
+)
 
 
 class Recurrence(tf.keras.layers.Layer):
@@ -369,6 +384,7 @@ LAYERS = {
         binarizer=True,
         draws=True,
     ),
+    "Conv3D": CONV_3D,
     "ConvLSTMCell": _cell(3, 1, 2),
     "ConvLSTMCell, equal kernels": _cell(3, 3, 1),
     "GridLSTM": _grid(GRID),

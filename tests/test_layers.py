@@ -10,11 +10,13 @@ import tensorflow as tf
 from tfjoint.layers import (
     Binarizer,
     BinarizerNoise,
+    Conv3D,
     ConvLSTMCell,
     ConvLSTMState,
     GridLSTM,
     UpConv3D,
     binarize,
+    convolve,
     initializers,
     repeat,
 )
@@ -243,6 +245,45 @@ def test_the_gradient_of_the_grid_equals_finite_differences(output_gate):
     layer.build((None, None, 4))
     randomise(layer)
     same_gradients(layer, normal(0, 1, 3, 4))
+
+
+# --- Conv3D ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sides", [(4, 4, 4), (5, 3, 6), (1, 2, 1)])
+def test_conv_3d_equals_keras_conv_3d_in_outputs_and_gradients(sides):
+    layer = Conv3D(5)
+    layer.build((None, *sides, 3))
+    plain = tf.keras.layers.Conv3D(5, 3, padding="same")
+    plain.build((None, *sides, 3))
+    plain.set_weights(layer.get_weights())
+    rng = np.random.default_rng(0)
+    x = tf.constant(rng.normal(size=(2, *sides, 3)), tf.float32)
+    upstream = tf.constant(rng.normal(size=(2, *sides, 5)), tf.float32)
+
+    def outputs_and_gradients(layer):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = layer(x)
+        return [y, *tape.gradient(y, [x, *layer.trainable_variables], upstream)]
+
+    for found, expected in zip(outputs_and_gradients(layer), outputs_and_gradients(plain)):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_conv_3d_leaves_the_gradients_to_tensorflow_where_there_is_a_gpu(monkeypatch):
+    x, kernel = tf.ones([1, 2, 2, 2, 1]), tf.ones([3, 3, 3, 1, 1])
+
+    def products() -> int:
+        def gradient(x, kernel):
+            return tf.gradients(convolve(x, kernel), [x, kernel])
+
+        graph = tf.function(gradient).get_concrete_function(x, kernel).graph
+        return sum(operation.type == "MatMul" for operation in graph.get_operations())
+
+    assert products() == 9
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [kind])
+    assert products() == 0
 
 
 # --- UpConv3D -------------------------------------------------------------------------------------
@@ -594,6 +635,7 @@ LAYERS = {
         {"grid_size": 2, "channels": 3, "output_gate": True, "shared_bias": True},
         (2, 3, 4),
     ),
+    "Conv3D": (Conv3D, {"channels": 3}, (2, 2, 2, 2, 3)),
     "UpConv3D": (UpConv3D, {"channels": 3}, (2, 2, 2, 2, 3)),
     "UpConv3D with zeros": (UpConv3D, {"channels": 3, "unpooling": "zeros"}, (2, 2, 2, 2, 3)),
     "Binarizer": (Binarizer, {}, (2, 4)),
@@ -621,6 +663,7 @@ def test_a_layer_can_be_made_again_from_its_config(name):
         (ConvLSTMCell, {"channels": 1, "hidden_kernel_size": 0}),
         (GridLSTM, {"grid_size": 0}),
         (GridLSTM, {"channels": -1}),
+        (Conv3D, {"channels": 0}),
         (UpConv3D, {"channels": 0}),
     ],
 )

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from tfjoint.layers import UpConv3D, initializers
+from tfjoint.layers import Conv3D, UpConv3D
 
 LEAK = 0.01
 
@@ -34,8 +34,8 @@ class VoxelDecoder(tf.keras.Model):
         *upsampled, last = channels
         # A tuple, because tf.train.Checkpoint does not see into the lists of a Keras 3 layer.
         self.upsampling = tuple(UpConv3D(c, unpooling) for c in upsampled)
-        self.hidden = _conv(last)
-        self.output_conv = _conv(2)
+        self.hidden = Conv3D(last)
+        self.output_conv = Conv3D(2)
 
     def build(self, input_shape) -> None:
         """Make all weights for grids [B, G, G, G, input_shape[-1]]."""
@@ -44,7 +44,7 @@ class VoxelDecoder(tf.keras.Model):
             layer.build((None, None, None, None, channels))
             channels = layer.channels
         self.hidden.build((None, None, None, None, channels))
-        self.output_conv.build((None, None, None, None, self.hidden.filters))
+        self.output_conv.build((None, None, None, None, self.hidden.channels))
         self.built = True
 
     def call(self, grid: tf.Tensor) -> tf.Tensor:
@@ -59,13 +59,3 @@ class VoxelDecoder(tf.keras.Model):
         features = tf.nn.leaky_relu(self.hidden(features), LEAK)
         empty, occupied = tf.unstack(tf.cast(self.output_conv(features), tf.float32), axis=-1)
         return occupied - empty
-
-
-def _conv(channels: int) -> tf.keras.layers.Conv3D:
-    return tf.keras.layers.Conv3D(
-        channels,
-        3,
-        padding="same",
-        kernel_initializer=initializers.kernel(),
-        bias_initializer=initializers.bias(),
-    )

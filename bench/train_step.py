@@ -21,6 +21,7 @@ PLAIN = ("eager_contiguous", "eager", "compiled")
 FOLDED = ("eager_folded", "compiled_folded")
 # What has to agree before speeds are compared: of the largest value.
 TOLERANCE = 1e-4
+ONEDNN = {"TF_ENABLE_ONEDNN_OPTS": "1"}
 # Whatever takes longer, in seconds, is measured once and no more.
 PATIENCE = 20.0
 
@@ -75,8 +76,11 @@ def _one(
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         arguments = {"settings": settings, **shape}
-        ours = stack.enter_context(worker.Worker("bench.ours:subject", arguments))
+        # As tfjoint.train starts these systems, and as TensorFlow would by itself.
+        ours = stack.enter_context(worker.Worker("bench.ours:subject", arguments, ONEDNN))
+        bare = stack.enter_context(worker.Worker("bench.ours:subject", arguments))
         actions = {name: partial(ours, name) for name in ("step", "gradients", "forward")}
+        actions["step.onednn_by_default"] = partial(bare, "step")
         if peer:
             weights = directory / "weights.npz"
             ours("save", str(weights))

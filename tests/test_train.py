@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import runs
 import tiny
 from absl import flags
 
+from tfjoint import config as configuration
 from tfjoint import entry, export, train, trainer
 from tfjoint.config import Config
 from tfjoint.errors import UserError
@@ -337,3 +339,17 @@ def test_a_mistake_in_the_data_ends_the_command_with_code_2_and_one_line(tmp_pat
     line = runs.refusal(runs.command(data, tmp_path / "run"))
     assert shard.name in line and "damaged" in line
     assert not (tmp_path / "run").exists()
+
+
+def test_onednn_is_asked_for_where_it_is_faster_and_nobody_has_said_otherwise(monkeypatch):
+    def chosen(model: str, said: str | None = None) -> str | None:
+        monkeypatch.delenv(train.ONEDNN, raising=False)
+        if said is not None:
+            monkeypatch.setenv(train.ONEDNN, said)
+        train.choose_kernels(configuration.resolve({"model": model})[0])
+        return os.environ.get(train.ONEDNN)
+
+    monkeypatch.setenv(train.ONEDNN, "0")  # so that it is put back
+    assert chosen("reconstruction") == chosen("implicit") == chosen("jpeg2000") == "1"
+    assert chosen("direct") is chosen("compression") is None
+    assert chosen("reconstruction", said="0") == "0"

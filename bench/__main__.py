@@ -17,6 +17,7 @@ from typing import Any
 
 from absl import flags
 
+from bench import processor
 from tfjoint import entry, files, provenance
 from tfjoint.errors import UserError
 
@@ -106,19 +107,9 @@ def _provenance() -> dict[str, Any]:
     return {
         "code_revision": provenance.code_revision(),
         "versions": versions,
-        "machine": {**provenance.machine(), "processor": _processor()},
+        "machine": {**provenance.machine(), "processor": processor.describe()},
         "repetitions": _REPETITIONS.value,
     }
-
-
-def _processor() -> str:
-    """Return the processor's name and which of the instructions that count here it has."""
-    text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    fields = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
-    fields = {name.strip(): value.strip() for name, value in fields.items()}
-    known = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
-    has = [name for name in known if name in fields.get("flags", "").split()]
-    return f"{fields.get('model name', 'unknown')}, {' '.join(has)}"
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def replace(readme: Path, results: Mapping[str, Any]) -> None:
 
 
 def _header(results: Mapping[str, Any]) -> str:
-    made = [section["provenance"] for section in results.values()]
+    made = [results[name]["provenance"] for name in _SECTIONS if name in results]
     machines = {f"{m['cores']} cores of {m['processor']}" for p in made if (m := p["machine"])}
     names = ("tensorflow", "torch", "numpy")
     versions = sorted(

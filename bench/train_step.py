@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from bench import peak, timing, worker
+from bench import peak, processor, timing, worker
 from tfjoint import config
 from tfjoint.errors import UserError
 
@@ -78,9 +78,15 @@ def _one(
         arguments = {"settings": settings, **shape}
         # As tfjoint.train starts these systems, and as TensorFlow would by itself.
         ours = stack.enter_context(worker.Worker("bench.ours:subject", arguments, ONEDNN))
-        bare = stack.enter_context(worker.Worker("bench.ours:subject", arguments))
         actions = {name: partial(ours, name) for name in ("step", "gradients", "forward")}
-        actions["step.onednn_by_default"] = partial(bare, "step")
+        variants = [*PLAIN, *FOLDED]
+        if resolved.precision == "float32":
+            bare = stack.enter_context(worker.Worker("bench.ours:subject", arguments))
+            actions["step.onednn_by_default"] = partial(bare, "step")
+        elif not processor.has_bfloat16():
+            # Every step takes long, and says no more than that: few of them.
+            del actions["forward"]
+            variants, repetitions = ["eager", "eager_folded"], min(repetitions, 2)
         if peer:
             weights = directory / "weights.npz"
             ours("save", str(weights))
@@ -97,7 +103,7 @@ def _one(
             )
             if resolved.precision == "float32":
                 _require_equal(ours, torch, directory)
-            for name in (*PLAIN, *FOLDED):
+            for name in variants:
                 actions[f"peer.{name}"] = partial(torch, f"{name}.step")
         if port:
             arguments = {"checkout": str(port), **shape, "side": resolved.image_size}

@@ -24,6 +24,7 @@ VENV := .venv
 VENV_TF221 := .venv-tf221
 VENV_TF214 := .venv-tf214
 VENV_SERVING := .venv-serving
+VENV_BENCH := .venv-bench
 STAMP := tfjoint-ready
 BEAM_STAMP := tfjoint-beam-ready
 
@@ -38,10 +39,11 @@ SYSTEMS ?= direct compression separate sequential implicit reconstruction jpeg20
 ENDS ?= direct implicit
 JPEG2000 := data/demo-jpeg2000
 OPEN := data/open
+BENCH_FLAGS ?=
 
 # --- Targets -------------------------------------------------------------------------------------
 
-.PHONY: help demo results ends data study test lint setup test-tf221 test-tf214 test-beam \
+.PHONY: help demo results ends data study bench test lint setup test-tf221 test-tf214 test-beam \
   test-serving clean distclean
 
 help:
@@ -50,6 +52,7 @@ help:
 	@echo 'make ends         divide exports, compare cameras, lose views: results/{camera,arrivals}/'
 	@echo 'make data         build the open mesh set: data/open (137 pixels) and data/open-68'
 	@echo 'make study        every figure and table of the paper on the open mesh set; hours, resumable'
+	@echo 'make bench        measure beside PyTorch: bench/results.json, table in the README; half an hour'
 	@echo 'make test         lint, then the whole test suite (TensorFlow 2.17)'
 	@echo 'make test-tf221   the fast part of the suite on TensorFlow 2.21'
 	@echo 'make test-tf214   the fast part of the suite on TensorFlow 2.14 (Python 3.9-3.11)'
@@ -64,6 +67,7 @@ help:
 	@echo 'SYSTEMS=...       some of the systems, for make results'
 	@echo 'DEMO_FLAGS=...    more flags for the training of make demo'
 	@echo 'STUDY_FLAGS=...   more flags for make study, such as --max_hours=2 or --only=direct'
+	@echo 'BENCH_FLAGS=...   for make bench: checkouts of public code to measure beside, see --help'
 	@echo 'PYTEST_FLAGS=...  more flags for pytest'
 
 demo: $(VENV)/$(STAMP)
@@ -101,6 +105,9 @@ study: $(VENV)/$(STAMP)
 	$(BIN)/python -m tfjoint.study --flagfile=configs/study.cfg $(STUDY_FLAGS) || code=$$?; \
 	if [ $$code != 2 ]; then $(BIN)/python -m tfjoint.study_report; fi; \
 	exit $$code
+# What was measured is kept: after an interruption the missing sections alone are measured.
+bench: $(VENV_BENCH)/$(STAMP)
+	$(strip $(VENV_BENCH)/bin/python -m bench --resume --readme=README.md --data=$(OPEN) $(BENCH_FLAGS))
 
 test: lint
 	$(strip $(BIN)/python $(PYTEST) $(PYTEST_FLAGS))
@@ -127,10 +134,10 @@ test-serving: $(VENV_SERVING)/$(STAMP)
 
 clean:
 	rm -rf build $(SYSTEMS:%=runs/%) $(JPEG2000) .pytest_cache .ruff_cache .mypy_cache *.egg-info
-	find tfjoint data_tools tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find tfjoint data_tools bench tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean
-	rm -rf $(VENV) $(VENV_TF221) $(VENV_TF214) $(VENV_SERVING)
+	rm -rf $(VENV) $(VENV_TF221) $(VENV_TF214) $(VENV_SERVING) $(VENV_BENCH)
 
 # --- Environments --------------------------------------------------------------------------------
 
@@ -153,6 +160,9 @@ $(VENV_TF214)/$(STAMP): pyproject.toml constraints/tf214.txt $(call other_python
 
 $(VENV_SERVING)/$(STAMP): pyproject.toml constraints/serving.txt $(call other_python,$(VENV_SERVING))
 	@$(call create_venv,$(VENV_SERVING),3.11 3.12 3.10,serving,serving$(comma)data$(comma)test)
+# PyTorch beside the default environment, for the benchmarks alone.
+$(VENV_BENCH)/$(STAMP): pyproject.toml constraints/bench.txt $(call other_python,$(VENV_BENCH))
+	@$(call create_venv,$(VENV_BENCH),3.11 3.12,bench,tfc$(comma)data$(comma)test$(comma)bench)
 
 # Apache Beam comes beside TensorFlow without moving a pin: no environment of its own is needed.
 $(VENV)/$(BEAM_STAMP): $(VENV)/$(STAMP)

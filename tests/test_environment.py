@@ -26,7 +26,7 @@ def _pins(name: str) -> dict[str, set[str]]:
     return pins
 
 
-@pytest.mark.parametrize("name", ["default", "tf221", "tf214", "serving"])
+@pytest.mark.parametrize("name", ["default", "tf221", "tf214", "serving", "bench"])
 def test_constraints_are_versions_and_nothing_else(name):
     lines = (ROOT / "constraints" / f"{name}.txt").read_text(encoding="utf-8").splitlines()
     assert len(lines) > 30
@@ -58,6 +58,14 @@ def test_nothing_that_is_installed_has_moved_from_its_pin():
     }
     assert not {n: v for n, v in installed.items() if n in pins and v not in pins[n]}
     assert len(set(pins) & set(installed)) > 30
+
+
+def test_what_is_measured_is_what_is_tested():
+    """`make bench` adds PyTorch to the default environment, without moving a pin."""
+    default, bench = _pins("default"), _pins("bench")
+    assert not {name for name in set(default) & set(bench) if default[name] != bench[name]}
+    assert "torch" in set(bench) - set(default)
+    assert {"tensorflow", "keras", "numpy"} <= set(bench)
 
 
 def test_whatever_apache_beam_requires_is_pinned():

@@ -125,6 +125,19 @@ def test_a_new_environment_gets_beam_anew(machine):
     assert sum(call.endswith(".[beam]") for call in machine.calls()) == 2
 
 
+def test_benchmarks_run_in_an_environment_of_their_own_and_go_on_where_they_were(machine, tmp_path):
+    machine.add("python3.11", "3.11")
+    own = str(tmp_path / "bench")
+    done = machine.make("bench", VENV_BENCH=own, BENCH_FLAGS="--sections=data")
+    assert done.returncode == 0, done.stderr
+    _, tools, package, run = machine.calls()
+    assert "--constraint constraints/bench.txt" in tools
+    assert package.endswith("--editable .[tfc,data,test,bench]")
+    assert run.startswith("-m bench --resume --readme=README.md --data=data/open")
+    assert run.endswith("--sections=data")
+    assert not machine.venv.exists()
+
+
 def test_a_finished_set_up_is_not_repeated(machine):
     machine.add("python3.11", "3.11")
     machine.make()

@@ -48,6 +48,7 @@ def run(line: str, cwd: Path) -> str:
 def test_every_command_is_run_by_a_test_of_this_file_or_named_here():
     elsewhere = {
         "TF_CONFIG=": "test_distribution",
+        "make bench": "test_makefile",
         "make data": "test_makefile",
         "data_tools.build_open": "test_data_tools_build",
         "data_tools.build_meshes": "test_data_tools_mesh_folder",

@@ -1,0 +1,1 @@
+"""What tfjoint is measured against, in PyTorch."""

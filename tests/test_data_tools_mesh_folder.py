@@ -687,12 +687,20 @@ def test_the_command_builds_says_what_it_skipped_and_does_nothing_twice(folder, 
     assert result.returncode == 0, result.stderr
     lines = result.stderr.splitlines()
     kinds = ("skipped ", "note on ", "objects", "files looked at: ", "writing ", "shards: ")
-    kinds += ("contact sheet: ", "grids of ", f"{tmp_path}/r", "  t", "look at ", "built in ")
+    kinds += (
+        "contact sheet: ",
+        "grids of ",
+        f"{tmp_path}/r",
+        "  t",
+        "look at ",
+        "verified: ",
+        "built in ",
+    )
     count = len(BAD) + len(LINKS) + 1
     kinds += (f"{len(GOOD) - 2 + count} objects; after them 1 copies", f"{count} objects were skip")
     assert not [line for line in own_lines(result.stderr) if not line.startswith(kinds)]
     assert any(re.match(r"objects: \d+/\d+, \d+ s left", line) for line in lines)
-    assert re.search(r"CARD\.md and .*contact-sheet\.png", lines[-2])
+    assert re.search(r"CARD\.md and .*contact-sheet\.png", lines[-3])
 
     before = _bytes(tmp_path / "r")
     again = _run("build_meshes", *arguments, "--processes=1")

@@ -86,15 +86,16 @@ class GridLSTM(tf.keras.layers.Layer):
     def project(self, codes: tf.Tensor) -> tf.Tensor:
         """Return Wx x + bx + bh of codes [..., K] as [..., G, G, G, gates F]."""
         cell_shape = [*[self.grid_size] * 3, self._gates * self.channels]
-        dense = tf.matmul(codes, self.input_kernel)
+        dense = tf.matmul(codes, self._cast(self.input_kernel))
         cells = tf.reshape(dense, tf.concat([tf.shape(codes)[:-1], cell_shape], 0))
         if not self.shared_bias:
-            cells += self.input_bias
-        return cells + self.hidden_bias
+            cells += self._cast(self.input_bias)
+        return cells + self._cast(self.hidden_bias)
 
     def step(self, projected: tf.Tensor, state: GridState) -> GridState:
         """Return the state after one code, given as its projection [B, G, G, G, gates F]."""
-        gates = projected + tf.nn.conv3d(state.hidden, self.hidden_kernel, [1] * 5, "SAME")
+        kernel = self._cast(self.hidden_kernel)
+        gates = projected + tf.nn.conv3d(state.hidden, kernel, [1] * 5, "SAME")
         i, f, g, *o = tf.split(gates, self._gates, axis=-1)
         cell = tf.sigmoid(f) * state.cell + tf.sigmoid(i) * tf.tanh(g)
         hidden = tf.sigmoid(o[0]) * tf.tanh(cell) if self.output_gate else tf.tanh(cell)
@@ -119,6 +120,10 @@ class GridLSTM(tf.keras.layers.Layer):
             (tf.constant(0), state),
         )
         return state
+
+    def _cast(self, weight: tf.Variable) -> tf.Tensor:
+        # Keras casts the weights inside `call` alone.
+        return tf.cast(weight, self.compute_dtype)
 
     def get_config(self) -> dict:
         return {

@@ -66,7 +66,8 @@ def run(
             "goes on from what is finished; fewer --processes take less memory"
         ) from error
     finally:
-        with _interrupts_put_off():
+        # Where Ctrl-C has ended it already, another one has nothing to add.
+        with _interrupts_put_off(dropped=bool(waiting)):
             if waiting:
                 # What they have half written has a temporary name; the next run removes it.
                 for process in multiprocessing.active_children():
@@ -75,8 +76,10 @@ def run(
 
 
 @contextlib.contextmanager
-def _interrupts_put_off() -> Iterator[None]:
+def _interrupts_put_off(dropped: bool = False) -> Iterator[None]:
     """Let Ctrl-C wait for the end of the block; a process that starts in it never sees one.
+
+    With `dropped` it is lost.
 
     Ctrl-C reaches every process of the terminal, but only the parent is to answer it: a child that
     begins to run would print a traceback, and so would one that is started by half.
@@ -93,7 +96,7 @@ def _interrupts_put_off() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if here:
             signal.signal(signal.SIGINT, handler)
-    if asked:
+    if asked and not dropped:
         raise KeyboardInterrupt
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -38,6 +40,13 @@ def test_an_interrupt_is_one_line_and_code_130(capsys):
         signal.signal(signal.SIGINT, handler)
     assert code == 130
     assert said.count("\n") == 1 and "goes on" in said
+
+
+def test_where_nobody_reads_on_it_ends_without_a_word():
+    code = "from tfjoint.errors import run_or_exit; run_or_exit(lambda: print('x' * 10**6))"
+    script = f'set -o pipefail; "{sys.executable}" -c "{code}" | head -c 1'
+    ended = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (141, "x", "")
 
 
 def test_any_other_error_keeps_its_traceback():

@@ -210,7 +210,7 @@ def test_a_system_has_the_signatures_that_it_can_serve(serve, name):
             assert value.dtype == SERVED[name][key][1]
             values |= results
     if expected.codes is not None:
-        np.testing.assert_allclose(values["codes"], expected.codes, atol=1e-6)
+        np.testing.assert_allclose(values["codes"], expected.codes, atol=1e-5)
         assert (len(np.unique(values["codes"])) > 2) == (not config.binarizer)
     if expected.logits is not None:
         np.testing.assert_allclose(values["occupancy"], tf.sigmoid(expected.logits), atol=1e-6)

@@ -240,7 +240,7 @@ def test_what_is_no_photo_is_refused(tmp_path):
     (tmp_path / "c.png").write_bytes(b"")
     assert "is no PNG" in refusal(tmp_path / "c.png")
     assert "no file at" in refusal(tmp_path / "missing.png")
-    assert "no file at" in refusal(tmp_path)
+    assert "is a directory" in refusal(tmp_path)
 
 
 def claimed_png(width: int, height: int) -> bytes:

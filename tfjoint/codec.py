@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -204,7 +205,7 @@ class Codec:
         try:
             return self._signatures[name](**given)
         except (tf.errors.OpError, TypeError, ValueError) as error:
-            raise CodecError(f"{self.path} could not {name}: {_first_line(error)}") from error
+            raise CodecError(f"{self.path} could not {name}: {_reason(error)}") from error
 
 
 def find_export(path: Path) -> Path:
@@ -234,6 +235,12 @@ def load(export: Path) -> Any:
         raise ExportError(
             f"{export} is damaged ({_first_line(error)}): export the run again"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    # What a check in the graph says stands behind lines about where it was: [words] [received].
+    said = re.search(r"assertion failed: \[(.+?)\] *($|\n|\[\[)", str(error))
+    return said[1].replace("] [", " ") if said else _first_line(error)
 
 
 def _first_line(error: Exception) -> str:

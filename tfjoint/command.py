@@ -40,14 +40,14 @@ class _Parser(argparse.ArgumentParser):
     """A parser whose errors are a `CommandError`, and so one line."""
 
     def error(self, message: str) -> NoReturn:
-        raise CommandError(f"{message}; {self.prog} --help has examples")
+        raise CommandError(f"{message}; see {self.prog} --help")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
     # TensorFlow's errors arrive as exceptions; what its C++ side prints besides is noise.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    run_or_exit(lambda: _run(arguments))
+    run_or_exit(lambda: _run(arguments), interrupted="interrupted; nothing is half written")
 
 
 def _run(arguments: Sequence[str] | None) -> None:

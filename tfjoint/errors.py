@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -14,21 +15,31 @@ class UserError(ValueError):
     """
 
 
-def run_or_exit(entry: Callable[[], None]) -> None:
+INTERRUPTED = "interrupted; the same command goes on from what is finished"
+
+
+def run_or_exit(entry: Callable[[], None], interrupted: str = INTERRUPTED) -> None:
     """Run an entry point; a `UserError` becomes one line on stderr and exit code 2.
 
     So does what the system refuses: a file that may not be read, a full disk. Ctrl-C becomes one
-    line and exit code 130, the shells' code for it.
+    line, `interrupted`, and exit code 130, the shells' code for it. Where nobody reads on, as
+    behind `| head`, it ends without a word and with 141, likewise.
     """
     try:
-        entry()
+        try:
+            entry()
+        finally:
+            sys.stdout.flush()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end
+        sys.exit(141)
     except OSError as error:
         print(f"error: {error}: check that it is there, permitted and has room", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one could only disturb the end
-        print("interrupted; the same command goes on from what is finished", file=sys.stderr)
+        print(interrupted, file=sys.stderr)
         sys.exit(130)

@@ -100,6 +100,8 @@ def read_photo(path: str | os.PathLike, fitting: Fitting) -> Photo:
         raise PhotoError(
             f"reading photos needs Pillow, which is not here ({error}): install tfjoint[photos]"
         ) from error
+    if Path(path).is_dir():
+        raise PhotoError(f"{path} is a directory: give the PNG, JPEG or WebP photos in it")
     if not Path(path).is_file():
         raise PhotoError(f"no file at {path}: give a PNG, JPEG or WebP photo")
     said: list[str] = []

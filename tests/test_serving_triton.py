@@ -97,13 +97,14 @@ def inputs_of(signature: str, loaded: Any) -> dict[str, np.ndarray]:
         "codes": codes,
         "images_bytes": files_of(pixels),
         "codes_bytes": np.array(packed, object),
+        **dict.fromkeys(("hidden", "cell"), np.full((2, 4, 4, 4, 8), 0.5, np.float32)),
     }
     return {name: values[name] for name in loaded[signature].structured_input_signature[1]}
 
 
 SIGNATURES = (
     *("serving_default", "encode", "reconstruct", "decode"),
-    *("encode_files", "reconstruct_files", "reconstruct_packed"),
+    *("encode_files", "reconstruct_files", "reconstruct_packed", "refine"),
 )
 
 

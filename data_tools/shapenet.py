@@ -156,7 +156,7 @@ def _folders(categories: Collection[str], known: Collection[str]) -> set[str]:
     unknown = sorted(set(categories) - set(folder_of))
     if unknown:
         raise UserError(
-            f"no category {unknown[0]!r} in the split; it has: "
+            f"no category {unknown[0]!r} among those of the split that are there: "
             f"{', '.join(sorted({SYNSETS.get(folder, folder) for folder in known}))}"
         )
     return {folder_of[category] for category in categories}

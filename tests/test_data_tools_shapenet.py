@@ -506,7 +506,8 @@ def test_strict_stops_at_the_first_bad_object_in_one_line(name, mine, tmp_path):
         with pytest.raises(LayoutError, match=f"^{CHAIRS[1].key}: .*{reason}") as caught:
             _build(halves, tmp_path / "r", strict, objects=["1b2c", "77aa"])
         assert "\n" not in str(caught.value)
-        assert list((tmp_path / "r").iterdir()) == []
+        # No records; what was begun stays, so that nothing else is put in its place.
+        assert [path.name for path in (tmp_path / "r").iterdir()] == ["unfinished.json"]
 
 
 def test_strict_stops_when_a_part_of_the_split_is_not_there(root, tmp_path):

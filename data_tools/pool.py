@@ -72,6 +72,9 @@ def run(
                 # What they have half written has a temporary name; the next run removes it.
                 for process in multiprocessing.active_children():
                     process.terminate()
+                # Of a result that was half sent the executor would await the rest, and for good
+                # while this process holds an end of the pipe open for writing, too.
+                executor._result_queue._writer.close()  # type: ignore[attr-defined]
             executor.shutdown(cancel_futures=True)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import os
 import signal
 import subprocess
@@ -105,6 +106,18 @@ def test_processes_end_with_a_parent_that_is_killed(tmp_path):
         time.sleep(0.05)
 
 
+def large(number: int) -> bytes:
+    """More than a pipe holds: to send it takes as long as its receiver needs."""
+    return bytes(50_000_000)
+
+
+def test_a_run_that_is_given_up_does_not_wait_for_the_rest_of_a_result():
+    for _ in range(3):
+        results = pool.run(large, itertools.count(), 2)
+        next(results)
+        results.close()
+
+
 INTERRUPTED = "interrupted; the same command goes on from what is finished\n"
 
 COMMAND = """
@@ -136,21 +149,20 @@ def interrupted(command: list[str], cwd: Path, delay: float, times: int) -> tupl
     """Run a command until it says that it is ready, and on for `delay`; then press Ctrl-C."""
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(
+    with subprocess.Popen(
         command, cwd=cwd, env=environment, start_new_session=True, preexec_fn=HEED, **streams
-    )
-    try:
-        assert process.stdout.readline() == "ready\n"
-        time.sleep(delay)
-        for _ in range(times):
-            os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of them
-            time.sleep(0.002)
-        # Ends with the last process that holds stderr.
-        _, said = process.communicate(timeout=20)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    ) as process:
+        try:
+            assert process.stdout.readline() == "ready\n"
+            time.sleep(delay)
+            for _ in range(times):
+                os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of them
+                time.sleep(0.002)
+            # Ends with the last process that holds stderr.
+            _, said = process.communicate(timeout=20)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
     return process.returncode, said
 
 

@@ -21,7 +21,6 @@ PLAIN = ("eager_contiguous", "eager", "compiled")
 FOLDED = ("eager_folded", "compiled_folded")
 # What has to agree before speeds are compared: of the largest value.
 TOLERANCE = 1e-4
-ONEDNN = {"TF_ENABLE_ONEDNN_OPTS": "1"}
 # Whatever takes longer, in seconds, is measured once and no more.
 PATIENCE = 20.0
 
@@ -76,13 +75,15 @@ def _one(
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         arguments = {"settings": settings, **shape}
-        # As tfjoint.train starts these systems, and as TensorFlow would by itself.
-        ours = stack.enter_context(worker.Worker("bench.ours:subject", arguments, ONEDNN))
+        # As every command starts TensorFlow, and without the kernels that it asks for then.
+        ours = stack.enter_context(worker.Worker("bench.ours:subject", arguments))
         actions = {name: partial(ours, name) for name in ("step", "gradients", "forward")}
         variants = [*PLAIN, *FOLDED]
         if resolved.precision == "float32":
-            bare = stack.enter_context(worker.Worker("bench.ours:subject", arguments))
-            actions["step.onednn_by_default"] = partial(bare, "step")
+            bare = stack.enter_context(
+                worker.Worker("bench.ours:subject", arguments, {"TF_ENABLE_ONEDNN_OPTS": "0"})
+            )
+            actions["step.without_onednn"] = partial(bare, "step")
         elif not processor.has_bfloat16():
             # Every step takes long, and says no more than that: few of them.
             del actions["forward"]

@@ -304,7 +304,7 @@ def _claim_3(results: Results) -> list[Part]:
 
 
 def _claim_4(bench: Mapping[str, Any] | None) -> tuple[str, None, list[str]]:
-    table = forward_times(bench)
+    table = pass_times(bench)
     wanted = ("compression original", "reconstruction", "sequential", "direct", "implicit")
     if missing := [name for name in wanted if name not in table]:
         return UNDECIDED, None, [f"no forward time of {', '.join(missing)} in bench/results.json"]
@@ -322,10 +322,23 @@ def _claim_4(bench: Mapping[str, Any] | None) -> tuple[str, None, list[str]]:
     return (HOLDS if good and same <= 1.1 else DOES_NOT_HOLD), None, lines
 
 
-def forward_times(bench: Mapping[str, Any] | None, which: str = "forward") -> dict[str, float]:
-    """Return the seconds of a pass by system, as bench/results.json has them in "table_iii"."""
-    systems = ((bench or {}).get("table_iii") or {}).get("systems") or {}
-    return {name: times[f"{which}_seconds"] for name, times in systems.items()}
+def pass_times(bench: Mapping[str, Any] | None, which: str = "forward") -> dict[str, float]:
+    """Return the seconds of a pass by Table III's names, from the section that measured them.
+
+    Args:
+      bench: what bench/results.json holds.
+      which: "forward" or "backward".
+    """
+    table = ((bench or {}).get("compression") or {}).get("table") or {}
+    seconds = table.get("medians") or {}
+    codecs = {"original": "compression original", "small": "compression small"}
+    found = {}
+    for action, forward in seconds.items():
+        system, _, kind = action.partition(".")
+        if kind == "forward":
+            both = seconds[f"{system}.gradients"]
+            found[codecs.get(system, system)] = forward if which == "forward" else both - forward
+    return found
 
 
 def _claim_5(results: Results) -> list[Part]:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_tools import layout, pool
-from tfjoint import baselines, files, records
+from tfjoint import baselines, files, records, words
 
 TEXT, TABLES = "CARD.md", "card.json"
 _TRAIN = "train"
@@ -130,8 +130,8 @@ def as_text(card: Mapping[str, Any]) -> list[str]:
     lines = [
         f"# Data card: {card['name']}",
         "",
-        f"{card['views']} views of {card['image_size']} x {card['image_size']} pixels and an "
-        f"occupancy grid of {size} x {size} x {size} per object. Written by "
+        f"{words.count(card['views'], 'view')} of {card['image_size']} x {card['image_size']} "
+        f"pixels and an occupancy grid of {size} x {size} x {size} per object. Written by "
         "`python -m data_tools.card`; the same numbers are in `card.json`.",
         "",
         "| split | objects | of them copies | source groups | MB | mean occupancy |",

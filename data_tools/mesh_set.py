@@ -23,7 +23,7 @@ import numpy as np
 
 from data_tools import holdings, layout, meshes, pool, render, splits, voxelize
 from data_tools.layout import Model
-from tfjoint import binvox, files
+from tfjoint import binvox, files, words
 from tfjoint.errors import UserError
 
 if TYPE_CHECKING:
@@ -385,7 +385,8 @@ def summary(built: Built) -> list[str]:
 
     lines = []
     for directory, manifest in built.manifests.items():
-        lines += [f"{directory}: {manifest.image_size} pixels, {manifest.views} views"]
+        views = words.count(manifest.views, "view")
+        lines += [f"{directory}: {manifest.image_size} pixels, {views}"]
         lines += [f"  {line}" for line in records_from_layout.summary(manifest)]
     first = next(iter(built.manifests))
     if built.skipped:

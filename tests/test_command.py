@@ -99,6 +99,7 @@ def test_photos_become_the_codes_of_their_views(models, photos, tmp_path, capsys
     [
         (["--rate=384"], 1),
         (["--rate", "100"], 3),
+        (["--rate=192:1"], 2),
         (["--iterations=2"], 2),
         (["--iterations=6"], 6),  # more than in training
         (["--max-bytes=65"], 2),  # 17 + 2 iterations of 3 x 8 bytes
@@ -112,6 +113,27 @@ def test_rate_iterations_and_most_bytes_choose_the_length(
     data = compressed(models, photos, tmp_path / "object.tfj", *arguments)
     assert bitstream.inspect(data).iterations == iterations
     assert len(data) == 17 + 24 * iterations
+
+
+def test_more_iterations_than_in_training_are_made_with_a_line_that_says_so(
+    models, photos, tmp_path, capsys
+):
+    said = "T = 6 is more than the model was trained for, 1 to 4: "
+    compressed(models, photos, tmp_path / "a.tfj", "--iterations=6")
+    assert [line for line in capsys.readouterr().err.splitlines() if line.startswith(said)]
+    compressed(models, photos, tmp_path / "a.tfj", "--iterations=4")
+    assert "more than" not in capsys.readouterr().err
+    output = ["-o", tmp_path / "a.npz", "--model", models["direct"]]
+    call("reconstruct", *photos, *output, "--iterations=6")
+    assert said in capsys.readouterr().err
+
+
+def test_one_view_is_not_said_to_be_several(models, photos, tmp_path, capsys):
+    compressed(models, photos[:1], tmp_path / "a.tfj")
+    call("decompress", tmp_path / "a.tfj", "-o", tmp_path / "v", "--model", models["direct"])
+    call("reconstruct", photos[0], "-o", tmp_path / "a.npz", "--model", models["direct"])
+    said = capsys.readouterr().err
+    assert "; 1 view, " in said and ": 1 view of 32 x 32" in said and ", from 1 view\n" in said
 
 
 def test_with_tables_the_file_is_smaller_and_gives_the_same(models, photos, tmp_path, coder):
@@ -172,6 +194,18 @@ def test_views_come_back_as_pictures(models, photos, tmp_path):
         np.testing.assert_array_equal(found, expected[number - 1])
         again = tmp_path / "v" / f"a-0{number}.png"
         assert again.read_bytes() == (tmp_path / "views" / f"view-{number}.png").read_bytes()
+
+
+def test_one_view_is_written_to_the_file_that_is_named(models, photos, tmp_path, capsys):
+    compressed(models, photos, tmp_path / "a.tfj")
+    model = ["--model", models["direct"]]
+    call("decompress", tmp_path / "a.tfj", "-o", tmp_path / "views", *model)
+    call("decompress", tmp_path / "a.tfj", "-o", tmp_path / "a.png", "--views=1", *model)
+    expected = (tmp_path / "views" / "view-1.png").read_bytes()
+    assert (tmp_path / "a.png").read_bytes() == expected
+    line = mistake(capsys, "decompress", tmp_path / "a.tfj", "-o", tmp_path / "b.png", *model)
+    assert "b.png is one file, and there are 3 views: give -o the name of a directory" in line
+    assert not (tmp_path / "b.png").exists()
 
 
 def test_the_first_views_and_iterations_alone_come_back(models, photos, tmp_path):
@@ -288,7 +322,9 @@ def test_without_a_model_the_line_says_what_to_do(photos, tmp_path, capsys, monk
         (["squeeze"], "invalid choice: 'squeeze'"),
         (["compress", "-o", "a.tfj"], "required: PHOTO"),
         (["compress", "a.png"], "required: -o/--output"),
-        (["compress", "a.png", "-o", "a.tfj", "--rate=0"], "invalid positive number"),
+        (["compress", "a.png", "-o", "a.tfj", "--rate=0"], "a rate is a positive number"),
+        (["compress", "a.png", "-o", "a.tfj", "--rate=48:2"], "or 48:1. Received: '48:2'"),
+        (["info", "a.tfj", *(f"{number}.tfj" for number in range(999))], "25.tfj ...; see"),
         (["compress", "a.png", "-o", "a.tfj", "--iterations=1.5"], "positive whole number"),
         (["compress", "a.png", "-o", "a.tfj", "--rate=9", "--max-bytes=9"], "not allowed with"),
         (["compress", "a.png", "-o", "a.tfj", "--coding=zip"], "invalid choice: 'zip'"),
@@ -303,6 +339,43 @@ def test_without_a_model_the_line_says_what_to_do(photos, tmp_path, capsys, monk
 )
 def test_wrong_arguments_are_one_line(capsys, arguments, words):
     assert words in mistake(capsys, *arguments)
+
+
+def test_what_cannot_be_written_or_read_is_refused_before_a_model_is_loaded(
+    models, photos, tmp_path, capsys, monkeypatch
+):
+    compressed(models, photos, tmp_path / "a.tfj")
+    monkeypatch.setattr(command, "_codec", lambda given: pytest.fail("a model was loaded"))
+    below_a_file = tmp_path / "a.tfj" / "deep" / "new"
+    missing, read = tmp_path / "missing.png", tmp_path / "a.tfj"
+    (tmp_path / "cut.tfj").write_bytes(read.read_bytes()[:5])
+    cases = [
+        ("compress", *photos, "-o", below_a_file.with_suffix(".tfj")),
+        ("compress", *photos, "-o", tmp_path / "b.tfj", "--packets", below_a_file),
+        ("compress", missing, "-o", tmp_path / "b.tfj"),
+        ("compress", *photos, "-o", tmp_path / "b.tfj", "--background=blue"),
+        ("compress", *photos * 86, "-o", tmp_path / "b.tfj"),
+        ("decompress", read, "-o", below_a_file),
+        ("decompress", read, "-o", tmp_path / "%d-%d.png"),
+        ("decompress", read, "-o", tmp_path / "a.jpg"),
+        ("decompress", missing, "-o", tmp_path / "views"),
+        ("decompress", tmp_path / "cut.tfj", "-o", tmp_path / "views"),
+        ("reconstruct", read, "-o", below_a_file.with_suffix(".obj")),
+        ("reconstruct", read, "-o", tmp_path / "shape.unknown"),
+        ("reconstruct", missing, "-o", tmp_path / "a.obj"),
+        ("reconstruct", tmp_path / "missing.tfj", "-o", tmp_path / "a.obj"),
+    ]
+    for arguments in cases:
+        assert len(mistake(capsys, *arguments)) < 300
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        ["a.tfj", "cut.tfj", *(Path(name).name for name in photos)]
+    )
+
+
+def test_a_directory_that_may_not_be_written_to_is_refused(photos, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    line = mistake(capsys, "compress", *photos, "-o", tmp_path / "new" / "a.tfj")
+    assert f"{tmp_path} may not be written to: give the name of another directory" in line
 
 
 def test_what_cannot_be_is_one_line_and_leaves_nothing(models, photos, tmp_path, capsys):
@@ -343,6 +416,11 @@ def test_a_directory_is_never_replaced_by_a_file(models, photos, tmp_path, capsy
     line = mistake(
         capsys,
         *("decompress", tmp_path / "a.tfj", "-o", photos[0], "--model", models["direct"]),
+    )
+    assert "is one file, and there are 3 views" in line
+    line = mistake(
+        capsys,
+        *("decompress", tmp_path / "a.tfj", "-o", tmp_path / "a.tfj", "--model", models["direct"]),
     )
     assert "is a file: give the name of a directory" in line
 
@@ -395,7 +473,7 @@ def test_the_version_is_said():
 
 
 def test_a_mistake_of_a_process_is_one_line_and_2(tmp_path):
-    assert "no model" in runs.refusal([*COMMAND, "reconstruct", "a.tfj", "-o", "a.obj"])
+    assert "no file at a.tfj" in runs.refusal([*COMMAND, "reconstruct", "a.tfj", "-o", "a.obj"])
 
 
 @pytest.mark.slow
@@ -439,4 +517,4 @@ def test_codes_are_not_written_to_a_terminal(photos):
         os.close(ours)
         os.close(theirs)
     assert result.returncode == 2
-    assert result.stderr.startswith("error: codes are not written to a terminal")
+    assert result.stderr.startswith("error: bytes are not written to a terminal")

@@ -764,6 +764,16 @@ def test_the_newest_version_is_taken_and_the_results_lie_beside_the_exports(
     assert row["views"] == 1
 
 
+def test_more_iterations_than_in_training_are_measured_with_a_line_that_says_so(
+    run_command, exported, tmp_path, capsys
+):
+    output = tmp_path / "results.json"
+    run_command(f"--export={exported}", f"--output={output}", "--iterations=5", "--views=1")
+    assert [row["iterations"] for row in json.loads(output.read_text())["rows"]] == [1, 2, 3, 4, 5]
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1].startswith("T = 5 is more than the model was trained for, 1 to 4: ")
+
+
 def test_other_records_and_another_split_can_be_evaluated(run_command, exported, data, tmp_path):
     other = tiny.make(tmp_path / "other", train=3, test=2)
     output = tmp_path / "results.json"

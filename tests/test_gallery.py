@@ -137,10 +137,25 @@ def test_voxels_are_nought_or_a_hundred_percent_and_percent_stays():
 
 
 @pytest.mark.parametrize(
+    ("names", "held"),
+    [
+        ((), "no arrays"),
+        (("x", "grid"), "grid, x"),
+        ([f"array{n}" for n in range(9)], "array0, array1, array2, array3, .*array7, ..."),
+    ],
+)
+def test_a_file_without_grids_is_refused_by_what_it_holds(tmp_path, names, held):
+    np.savez(tmp_path / "a.npz", **dict.fromkeys(names, SHAPE))
+    wanted = f"a file of shapes holds one of probabilities, percent, voxels; it holds {held}: save"
+    with pytest.raises(GalleryError, match=wanted):
+        gallery.read_gallery(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"percent": None}, "must hold one of probabilities, percent, voxels; it holds none"),
-        ({"voxels": SHAPE > 0}, "it holds percent and voxels"),
+        ({"percent": None}, "holds one of probabilities, percent, voxels; it holds categories"),
+        ({"voxels": SHAPE > 0}, "it holds percent, voxels: save the grids under one"),
         ({"percent": np.full((4, 4, 4), 101, np.uint8)}, "received uint8 from 101 to 101"),
         ({"percent": np.zeros((4, 4, 4), int)}, "percent must be uint8"),
         ({"percent": np.zeros((4, 4), np.uint8)}, "percent has 2 axes, not those of"),

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Data flows from left to right; a module imports only what stands to its left.
 ORDER = (
-    *("errors", "files", "provenance", "config", "records", "dataset"),
+    *("errors", "words", "files", "provenance", "config", "records", "dataset"),
     "layers",
     "models",
     *("losses", "metrics", "baselines"),
@@ -34,7 +34,7 @@ WITHOUT_TENSORFLOW = (
 )
 FOR_LAYERS = {"keras", "numpy", "tensorflow"}
 FOR_DATA_TOOLS = {
-    *("errors", "files", "provenance", "config", "records", "baselines"),
+    *("errors", "words", "files", "provenance", "config", "records", "baselines"),
     *("png", "voxels", "binvox", "entry"),
 }
 ENTRY_POINTS = {

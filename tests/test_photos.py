@@ -82,9 +82,13 @@ def test_a_wide_photo_is_padded_with_the_background(tmp_path):
     assert done == f"{path}: 90 x 30, resized to 45 x 15, padded to 45 x 45"
 
 
-def test_a_smaller_photo_is_made_larger(tmp_path):
-    found = read(save(tmp_path / "a.png", np.full((5, 5, 3), 77, np.uint8)), 64)
-    np.testing.assert_array_equal(found, np.full((64, 64, 3), 77))
+def test_a_smaller_photo_is_made_larger_and_the_line_says_from_what(tmp_path):
+    path = save(tmp_path / "a.png", np.full((5, 9, 3), 77, np.uint8))
+    np.testing.assert_array_equal(read(path, 64), np.full((64, 64, 3), 77))
+    done = photos.read_photo(path, Fitting(64)).done
+    assert done == f"{path}: 9 x 5, cropped to 5 x 5, enlarged from 5 x 5 to 64 x 64"
+    done = photos.read_photo(path, Fitting(18, "pad")).done
+    assert done == f"{path}: 9 x 5, enlarged from 9 x 5 to 18 x 10, padded to 18 x 18"
 
 
 def test_resizing_is_filtered_and_not_sampled(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -162,7 +163,27 @@ def test_a_file_that_holds_no_results_is_one_line_with_its_name(tmp_path, conten
     path.write_text(content)
     (tmp_path / "page.html").write_text("before")
     message = refusal(path, tmp_path / "page.html")
-    assert message.startswith(f"{path} is not a results file")
+    assert message.startswith(f"{path} is not a results file: ")
+    assert message.endswith("One holds rows and baselines; give a file that tfjoint.evaluate wrote")
+    assert not re.search("[A-Z][a-z]+Error", message)
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        ("no JSON", "it is no JSON (Expecting value: line 1 column 1 (char 0))"),
+        ("[]", "it holds a list"),
+        ("{}", "it holds nothing"),
+        ('{"cameras": 1, "views": 5}', "it holds cameras, views"),
+        (json.dumps(dict.fromkeys("ihgfedcba")), "it holds a, b, c, d, e, f, g, h, ..."),
+        (json.dumps(_without("iou")), "something in it has no iou"),
+    ],
+)
+def test_a_file_that_holds_no_results_is_refused_by_what_it_holds(tmp_path, content, found):
+    path = tmp_path / "results.json"
+    path.write_text(content)
+    message = refusal(path, tmp_path / "page.html")
+    assert message.startswith(f"{path} is not a results file: {found}. One holds")
 
 
 def test_damaged_shapes_beside_results_are_named(results, tmp_path):

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfjoint import bitstream, coding
+from tfjoint import bitstream, coding, words
 from tfjoint.bitstream import RAW, TABLE, Bytes, Codes, Source
 from tfjoint.config import Config
 from tfjoint.errors import UserError
@@ -143,8 +143,8 @@ class Codec:
             if len(data) <= most_bytes:
                 return first, data
         raise CodecError(
-            f"{codes.views} views take at least {len(data)} bytes. Received: {most_bytes}; allow "
-            "more, or send fewer views"
+            f"an object of {words.count(codes.views, 'view')} takes at least {len(data)} bytes. "
+            f"Received: {most_bytes}; allow more, or send fewer views"
         )
 
     def decode(self, codes: Codes) -> np.ndarray:
@@ -206,6 +206,16 @@ class Codec:
             return self._signatures[name](**given)
         except (tf.errors.OpError, TypeError, ValueError) as error:
             raise CodecError(f"{self.path} could not {name}: {_reason(error)}") from error
+
+
+def beyond_training(config: Config, iterations: int | None) -> str:
+    """Return a line about more iterations than in training, which are allowed; otherwise ""."""
+    if not config.uses("iterations_max") or (iterations or 0) <= config.iterations_max:
+        return ""
+    return (
+        f"T = {iterations} is more than the model was trained for, 1 to {config.iterations_max}: "
+        "what it makes of the further iterations is not known"
+    )
 
 
 def find_export(path: Path) -> Path:

@@ -13,11 +13,12 @@ import argparse
 import os
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from tfjoint import __version__, files
+from tfjoint import __version__, entry, files, words
 from tfjoint.errors import UserError, run_or_exit
 
 if TYPE_CHECKING:
@@ -30,6 +31,10 @@ MODEL = "TFJOINT_MODEL"
 """The environment variable that stands for --model."""
 STREAM = "-"
 """The name of standard input and output."""
+MOST_VIEWS = 255
+"""Of an object; a .tfj file has a byte for their number."""
+
+_LONGEST_MESSAGE = 200
 
 
 class CommandError(UserError):
@@ -37,16 +42,16 @@ class CommandError(UserError):
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are a `CommandError`, and so one line."""
+    """A parser whose errors are a `CommandError`, and so one line, however much was given."""
 
     def error(self, message: str) -> NoReturn:
-        raise CommandError(f"{message}; see {self.prog} --help")
+        said = textwrap.shorten(message, _LONGEST_MESSAGE, placeholder=" ...")
+        raise CommandError(f"{said}; see {self.prog} --help")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
-    # TensorFlow's errors arrive as exceptions; what its C++ side prints besides is noise.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    entry.set_environment()
     run_or_exit(lambda: _run(arguments), interrupted="interrupted; nothing is half written")
 
 
@@ -118,7 +123,7 @@ def _add_photos(part: argparse.ArgumentParser) -> None:
 def _add_rate(part: argparse.ArgumentParser, otherwise: str) -> argparse._MutuallyExclusiveGroup:
     group = part.add_mutually_exclusive_group()
     group.add_argument(
-        "--rate", type=_positive(float), help="raw bits over code bits: 48 is 48:1, or fewer bits"
+        "--rate", type=_rate, help="raw bits over code bits: 48 or 48:1, and never more bits"
     )
     group.add_argument(
         "--iterations",
@@ -127,6 +132,15 @@ def _add_rate(part: argparse.ArgumentParser, otherwise: str) -> argparse._Mutual
         help=f"iterations of the codec; otherwise {otherwise}",
     )
     return group
+
+
+def _rate(text: str) -> float:
+    try:
+        return _positive(float)(re.sub(":1$", "", text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"a rate is a positive number such as 48, or 48:1. Received: {text!r}"
+        ) from error
 
 
 def _positive(kind: type) -> Callable[[str], float]:
@@ -182,11 +196,15 @@ def _add_decompress(parts: argparse._SubParsersAction) -> None:
         """
         decompress chair.tfj -o views --model=runs/direct/export
         decompress chair.tfj -o 'chair-%02d.png' --iterations=2
+        decompress chair.tfj -o chair.png --views=1
         """,
     )
     part.add_argument("object", metavar="OBJECT", help=".tfj file; - is stdin")
     part.add_argument(
-        "-o", "--output", required=True, help="directory for view-1.png, ..., or a name with %%d"
+        "-o",
+        "--output",
+        required=True,
+        help="directory for view-1.png, ..., a name with %%d, or of one view a .png file",
     )
     _add_model(part)
     _add_first(part)
@@ -264,6 +282,10 @@ def _compress(given: argparse.Namespace) -> None:
     if given.output != STREAM and Path(given.output).suffix != ".tfj":
         raise CommandError(f"codes are written to a .tfj file or -; received {given.output!r}")
     _require_writable(given.output)
+    packet_paths: list[str] = []
+    if given.packets:
+        packet_paths = _numbered(Path(given.packets), "view-{}.packet", len(given.photos))
+    _require_photos(given.photos, given)
     codec = _codec(given)
     if codec.takes_images:
         raise CommandError(f"model {codec.config.model} has no codes: give reconstruct the photos")
@@ -272,33 +294,49 @@ def _compress(given: argparse.Namespace) -> None:
     if given.max_bytes:
         codes, data = codec.encode_within(images, given.max_bytes, coder)
     else:
-        codes = codec.encode(images, _iterations(codec, given))
+        codes = _encoded(codec, images, given)
         data = bitstream.encode(codes, coder)
-    packets = [bitstream.encode_packet(packet, coder) for packet in codes.packets(0)]
-    if given.packets:
-        _write_all(Path(given.packets), "view-{}.packet", packets)
+    for path, packet in zip(packet_paths, codes.packets(0)):
+        _write(path, bitstream.encode_packet(packet, coder))
     _write(given.output, data)
     _say(given, f"{given.output}: {_described(data)}")
 
 
 def _decompress(given: argparse.Namespace) -> None:
-    from tfjoint import png
+    from tfjoint import bitstream, png
 
-    codec, data = _codec(given), _read(given.object)
+    data = _read(given.object)
+    there = bitstream.inspect(data).views
+    paths = _pictures(given.output, min(given.views or there, there))
+    codec = _codec(given)
     views = codec.decode(_first(codec, codec.read(data), given))[:, -1]  # after the last iteration
-    pictures = [png.encode_png((view * 255).round().astype("uint8")) for view in views]
-    if "%" in given.output:
-        path, numbers = Path(given.output), re.compile(r"%(?:0(\d))?d")
-        if len(numbers.findall(path.name)) != 1 or path.name.count("%") != 1:
-            raise CommandError(
-                f"a name of several views has one %d or %02d. Received: {given.output!r}"
-            )
-        name = numbers.sub(lambda match: f"{{:0{match[1] or 1}d}}", path.name)
-        _write_all(path.parent, name, pictures)
-    else:
-        _write_all(Path(given.output), "view-{}.png", pictures)
+    for path, view in zip(paths, views):
+        _write(path, png.encode_png((view * 255).round().astype("uint8")))
     height, width = views.shape[1:3]
-    _say(given, f"{given.output}: {len(views)} views of {width} x {height} pixels")
+    of_views = words.count(len(views), "view")
+    _say(given, f"{given.output}: {of_views} of {width} x {height} pixels")
+
+
+def _pictures(output: str, views: int) -> list[str]:
+    """Return the names of the pictures of so many views."""
+    path, number = Path(output), re.compile(r"%(?:0(\d))?d")
+    if "%" in output:
+        if len(number.findall(path.name)) != 1 or path.name.count("%") != 1:
+            raise CommandError(f"a name of several views has one %d or %02d. Received: {output!r}")
+        name = number.sub(lambda match: f"{{:0{match[1] or 1}d}}", path.name)
+        return _numbered(path.parent, name, views)
+    suffix = "" if path.is_dir() else path.suffix.lower()
+    if suffix in (".jpg", ".jpeg", ".webp"):
+        raise CommandError(f"views are written as .png. Received: {output!r}")
+    if output != STREAM and suffix != ".png":
+        return _numbered(path, "view-{}.png", views)
+    if views > 1:
+        raise CommandError(
+            f"{output} is one file, and there are {views} views: give -o the name of a directory, "
+            "or one with %d"
+        )
+    _require_writable(output)
+    return [output]
 
 
 def _reconstruct(given: argparse.Namespace) -> None:
@@ -311,23 +349,26 @@ def _reconstruct(given: argparse.Namespace) -> None:
     of_codes = [name for name in given.inputs if name == STREAM or name.lower().endswith(".tfj")]
     if of_codes and len(given.inputs) > 1:
         raise CommandError("give one .tfj file or photos, not both or several")
-    codec = _codec(given)
     if of_codes:
-        codes = _first(codec, codec.read(_read(of_codes[0])), given)
+        data = _read(of_codes[0])
+        codec = _codec(given)
+        codes = _first(codec, codec.read(data), given)
         occupancy, views = codec.reconstruct(codes), codes.views
     else:
-        images = _views(given.inputs[: given.views], codec, given)
+        paths = given.inputs[: given.views]
+        _require_photos(paths, given)
+        codec = _codec(given)
+        images = _views(paths, codec, given)
         occupancy, views = _shape_of(codec, images, given), len(images)
     shapes.write_shape(given.output, occupancy, given.threshold)
     occupied = int((occupancy >= given.threshold).sum())
-    _say(
-        given, f"{given.output}: {occupied} of {occupancy.size} cells occupied, from {views} views"
-    )
+    of_views = words.count(views, "view")
+    _say(given, f"{given.output}: {occupied} of {occupancy.size} cells occupied, from {of_views}")
 
 
 def _shape_of(codec: Codec, images: np.ndarray, given: argparse.Namespace) -> np.ndarray:
     if not codec.takes_images:
-        return codec.reconstruct(codec.encode(images, _iterations(codec, given)))
+        return codec.reconstruct(_encoded(codec, images, given))
     if given.rate or given.iterations:
         raise CommandError(f"model {codec.config.model} has no codes, and no rate: leave it out")
     return codec.reconstruct_images(images)
@@ -391,6 +432,20 @@ def _codec(given: argparse.Namespace) -> Codec:
     return Codec(path)
 
 
+def _require_photos(paths: Sequence[str], given: argparse.Namespace) -> None:
+    """Refuse what can be refused before a model is loaded, which takes seconds."""
+    from tfjoint import photos
+
+    if len(paths) > MOST_VIEWS:
+        raise CommandError(
+            f"an object has {MOST_VIEWS} views at most. Received: {len(paths)} photos; give fewer"
+        )
+    for path in paths:
+        photos.require_file(path)
+    if given.background:
+        photos.colour(given.background)
+
+
 def _views(paths: Sequence[str], codec: Codec, given: argparse.Namespace) -> np.ndarray:
     from tfjoint import photos
 
@@ -401,6 +456,15 @@ def _views(paths: Sequence[str], codec: Codec, given: argparse.Namespace) -> np.
     for line in done:
         _say(given, line)
     return images
+
+
+def _encoded(codec: Codec, images: np.ndarray, given: argparse.Namespace) -> Codes:
+    from tfjoint.codec import beyond_training
+
+    iterations = _iterations(codec, given)
+    if note := beyond_training(codec.config, iterations):
+        _say(given, note)
+    return codec.encode(images, iterations)
 
 
 def _iterations(codec: Codec, given: argparse.Namespace) -> int | None:
@@ -426,8 +490,9 @@ def _described(data: bytes) -> str:
     digest_of = "tables" if header.coding == bitstream.TABLE else "model"
     iterations = f"T = {header.iterations}, " if header.iterations else ""
     return (
-        f"{len(data)} bytes, {header.coding}; {header.views} views, {iterations}{nominal:.4g}:1 "
-        f"nominal, {raw_bits / 8 / len(data):.4g}:1 real; {digest_of} {source}"
+        f"{len(data)} bytes, {header.coding}; {words.count(header.views, 'view')}, "
+        f"{iterations}{nominal:.4g}:1 nominal, {raw_bits / 8 / len(data):.4g}:1 real; "
+        f"{digest_of} {source}"
     )
 
 
@@ -441,9 +506,29 @@ def _read(path: str) -> bytes:
 
 def _require_writable(output: str) -> None:
     if output == STREAM and sys.stdout.isatty():
-        raise CommandError("codes are not written to a terminal: give -o a file, or use a pipe")
-    if output != STREAM and Path(output).is_dir():
-        raise CommandError(f"{output} is a directory: give -o the name of a file")
+        raise CommandError("bytes are not written to a terminal: give -o a file, or use a pipe")
+    if output != STREAM:
+        if Path(output).is_dir():
+            raise CommandError(f"{output} is a directory: give -o the name of a file")
+        _require_directory(Path(output).parent)
+
+
+def _require_directory(path: Path) -> None:
+    """Refuse a directory that is none, or that cannot be made."""
+    there = next(found for found in (path, *path.parents) if found.exists())
+    if not there.is_dir():
+        raise CommandError(f"{there} is a file: give the name of a directory")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise CommandError(f"{there} may not be written to: give the name of another directory")
+
+
+def _numbered(directory: Path, name: str, count: int) -> list[str]:
+    """Return `count` names of files in a directory that is there or can be made."""
+    _require_directory(directory)
+    paths = [str(directory / name.format(number)) for number in range(1, count + 1)]
+    for path in paths:
+        _require_writable(path)
+    return paths
 
 
 def _write(output: str, data: bytes) -> None:
@@ -453,15 +538,6 @@ def _write(output: str, data: bytes) -> None:
         return
     with files.replacing(output) as temporary:
         temporary.write_bytes(data)
-
-
-def _write_all(directory: Path, name: str, contents: Sequence[bytes]) -> None:
-    if directory.exists() and not directory.is_dir():
-        raise CommandError(f"{directory} is a file: give the name of a directory")
-    for number, content in enumerate(contents, start=1):
-        path = directory / name.format(number)
-        _require_writable(str(path))
-        _write(str(path), content)
 
 
 def _say(given: argparse.Namespace, line: str) -> None:

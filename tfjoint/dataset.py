@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from tfjoint import words
 from tfjoint.config import Config, ConfigError
 from tfjoint.records import (
     MANIFEST,
@@ -127,8 +128,8 @@ def open_split(config: Config, split: str, views: int | None = None) -> Split:
     name, wanted = ("views_max", config.views_max) if views is None else ("views", views)
     if manifest.views < wanted:
         raise ConfigError(
-            f"{name}={wanted}, but the records hold {manifest.views} views per object: set {name} "
-            f"to at most {manifest.views}"
+            f"{name}={wanted}, but the records hold {words.count(manifest.views, 'view')} per "
+            f"object: set {name} to at most {manifest.views}"
         )
     coded_over = manifest.jpeg2000.get("background", config.background)
     if coded_over != config.background or (manifest.jpeg2000 and config.photos):

@@ -21,14 +21,19 @@ def run(main: Callable[[Sequence[str]], None], inputs: int = 0) -> None:
       main: the command.
       inputs: how many arguments that are no flags it takes, at most.
     """
+    set_environment()
+    logging.set_verbosity(logging.WARNING)
+    run_or_exit(lambda: app.run(main, flags_parser=lambda argv: parse(argv, inputs)))
+
+
+def set_environment() -> None:
+    """Set what TensorFlow reads when it is loaded, unless the user has set it."""
     # TensorFlow's errors arrive as exceptions; what its C++ side prints besides is noise.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     # TensorFlow takes oneDNN's kernels by itself only where the processor has instructions for
     # neural networks. They are faster on any: a training step of `direct` at mini width takes a
     # third of the time on a processor that has AVX2 alone.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-    logging.set_verbosity(logging.WARNING)
-    run_or_exit(lambda: app.run(main, flags_parser=lambda argv: parse(argv, inputs)))
 
 
 def parse(argv: Sequence[str], inputs: int = 0) -> list[str]:

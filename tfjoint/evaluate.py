@@ -8,6 +8,7 @@ Everything is computed from the SavedModel's signatures, so what is measured is 
 from __future__ import annotations
 
 import dataclasses
+import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -567,7 +568,7 @@ def main(argv: Sequence[str]) -> None:
     if not values.export:
         raise ConfigError("--export is missing: give the export directory of a trained run")
 
-    from tfjoint.codec import find_export
+    from tfjoint.codec import beyond_training, find_export
     from tfjoint.export import read_description
 
     export = find_export(Path(values.export))
@@ -596,6 +597,8 @@ def main(argv: Sequence[str]) -> None:
         *(values.split, values.views, iterations, values.seed),
         *(values.view_counts, values.originals),
     )
+    if note := beyond_training(config, iterations):
+        print(note, file=sys.stderr)
     results = evaluate(export, config, description, protocol)
     output = Path(values.output or export.parent.parent / "results.json")
     print(report.table(results))

@@ -26,18 +26,20 @@ from __future__ import annotations
 import math
 import os
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from tfjoint import files
+from tfjoint import files, words
 from tfjoint.errors import UserError
 from tfjoint.metrics import THRESHOLD
 
 GRIDS = ("probabilities", "percent", "voxels")
 """The arrays of which a file holds one."""
+
+_MOST_SAID = 8  # names, in one line
 
 MOST_BYTES = 1 << 30
 """What the arrays of a file may take in memory."""
@@ -115,22 +117,32 @@ def from_arrays(arrays: Mapping[str, Any]) -> Gallery:
 
     Raises `GalleryError` for one that is missing, of another kind, or does not fit the others.
     """
-    present = [name for name in GRIDS if name in arrays]
-    if len(present) != 1:
-        raise GalleryError(
-            f"it must hold one of {', '.join(GRIDS)}; it holds {' and '.join(present) or 'none'}"
-        )
+    present = _require_grid(arrays)
     sizes = {"C": (3, "a colour")}
     fitted = {
         name: _fit(name, form, np.asarray(arrays[name]), sizes)
         for name, form in _FORMS.items()
         if name in arrays
     }
-    gallery = Gallery(occupancy=fitted.pop(present[0]), **fitted)
+    gallery = Gallery(occupancy=fitted.pop(present), **fitted)
     most = max(gallery.views or (0,))
     if "V" in sizes and most > sizes["V"][0]:
-        raise GalleryError(f"views is up to {most}, but {sizes['V'][1]} has {sizes['V'][0]} views")
+        count, name = sizes["V"]
+        raise GalleryError(f"views is up to {most}, but {name} has {words.count(count, 'view')}")
     return gallery
+
+
+def _require_grid(names: Iterable[str]) -> str:
+    # Of all names that are there, the one of a grid.
+    given = sorted(names)
+    present = [name for name in given if name in GRIDS]
+    if len(present) == 1:
+        return present[0]
+    held = present or given[:_MOST_SAID] + ["..."] * (len(given) > _MOST_SAID)
+    raise GalleryError(
+        f"a file of shapes holds one of {', '.join(GRIDS)}; it holds "
+        f"{', '.join(held) or 'no arrays'}: save the grids under one of these names"
+    )
 
 
 # --- The arrays -----------------------------------------------------------------------------------
@@ -253,6 +265,8 @@ def _read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
     found: dict[str, np.ndarray] = {}
     room = MOST_BYTES
     with zipfile.ZipFile(path) as archive:
+        members = [os.path.splitext(name) for name in archive.namelist()]
+        _require_grid(name for name, suffix in members if suffix == ".npy")
         for member in archive.infolist():
             name, suffix = os.path.splitext(member.filename)
             if name not in _FORMS or suffix != ".npy":

@@ -28,6 +28,7 @@ FITS = ("crop", "pad")
 MOST_PIXELS = 100_000_000
 """Of a file; a few kilobytes can claim more than any memory holds."""
 
+_MOST_SAID = 5  # sizes, in one line
 _ORIENTATION = 0x0112  # EXIF's tag
 _COLOURS = {"black": (0, 0, 0), "white": (255, 255, 255)}
 
@@ -79,12 +80,21 @@ def read_views(
     photos = [read_photo(path, fitting) for path in paths]
     sizes = {photo.pixels.shape[:2] for photo in photos}
     if len(sizes) > 1:
-        received = ", ".join(f"{width} x {height}" for height, width in sorted(sizes))
+        received = ", ".join(f"{width} x {height}" for height, width in sorted(sizes)[:_MOST_SAID])
+        received += ", ..." if len(sizes) > _MOST_SAID else ""
         raise PhotoError(
             f"the views of one object have one size. Received: {received}; write a file for each, "
             "or bring the photos to one size before"
         )
     return np.stack([photo.pixels for photo in photos]), [photo.done for photo in photos]
+
+
+def require_file(path: str | os.PathLike) -> None:
+    """Raise `PhotoError` where there is no file at `path`; what it holds is not looked at."""
+    if Path(path).is_dir():
+        raise PhotoError(f"{path} is a directory: give the PNG, JPEG or WebP photos in it")
+    if not Path(path).is_file():
+        raise PhotoError(f"no file at {path}: give a PNG, JPEG or WebP photo")
 
 
 def read_photo(path: str | os.PathLike, fitting: Fitting) -> Photo:
@@ -100,10 +110,7 @@ def read_photo(path: str | os.PathLike, fitting: Fitting) -> Photo:
         raise PhotoError(
             f"reading photos needs Pillow, which is not here ({error}): install tfjoint[photos]"
         ) from error
-    if Path(path).is_dir():
-        raise PhotoError(f"{path} is a directory: give the PNG, JPEG or WebP photos in it")
-    if not Path(path).is_file():
-        raise PhotoError(f"no file at {path}: give a PNG, JPEG or WebP photo")
+    require_file(path)
     said: list[str] = []
     try:
         with warnings.catch_warnings():
@@ -192,7 +199,10 @@ def _resized(image: Image.Image, size: tuple[int, int], said: list[str]) -> Imag
 
     if image.size == size:
         return image
-    said.append(f"resized to {size[0]} x {size[1]}")
+    # What is enlarged is as blurred as it was: the words tell it from what is made smaller.
+    enlarged = max(size) > max(image.size)
+    verb = f"enlarged from {image.width} x {image.height}" if enlarged else "resized"
+    said.append(f"{verb} to {size[0]} x {size[1]}")
     return image.resize(size, Image.Resampling.LANCZOS)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tfjoint import words
 from tfjoint.errors import UserError
 
 Column = Callable[[Mapping[str, Any]], str]
@@ -15,17 +16,18 @@ Column = Callable[[Mapping[str, Any]], str]
 
 WRONG_CONTENT = (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError)
 """What is raised where a file that should hold results holds something else."""
+_MOST_SAID = 8  # names, in one line
 
 
 class ResultsError(UserError):
     """A results file that is missing, or holds something else."""
 
     @classmethod
-    def wrong(cls, path: Path, error: Exception) -> ResultsError:
-        """Return the error that says that `path` holds no results."""
+    def wrong(cls, path: Path, found: str) -> ResultsError:
+        """Return the error that says that `path` holds no results, but what was `found`."""
         return cls(
-            f"{path} is not a results file ({type(error).__name__}: {error}): "
-            "tfjoint.evaluate writes them"
+            f"{path} is not a results file: {found}. One holds rows and baselines; give a file "
+            "that tfjoint.evaluate wrote"
         )
 
 
@@ -38,10 +40,34 @@ def read_results(path: Path) -> dict[str, Any]:
     """Return what a results file holds. Raises `ResultsError`."""
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ResultsError(f"no file at {path}: give one that tfjoint.evaluate wrote") from error
+    except OSError as error:
+        raise ResultsError(f"{path} cannot be read ({error.strerror})") from error
+    except WRONG_CONTENT as error:
+        raise ResultsError.wrong(path, f"it is no JSON ({_said(error)})") from error
+    try:
         table(results)
-    except (OSError, *WRONG_CONTENT) as error:
-        raise ResultsError.wrong(path, error) from error
+    except WRONG_CONTENT as error:
+        raise ResultsError.wrong(path, fault(results, error)) from error
     return results
+
+
+def fault(content: Any, error: Exception) -> str:
+    """Return what is wrong with the content of a file that raised one of `WRONG_CONTENT`."""
+    if not isinstance(content, Mapping):
+        return f"it holds a {type(content).__name__}"
+    if not {"rows", "baselines"} <= content.keys():
+        names = sorted(content)
+        held = names[:_MOST_SAID] + ["..."] * (len(names) > _MOST_SAID)
+        return f"it holds {', '.join(held) or 'nothing'}"
+    if isinstance(error, KeyError):
+        return f"something in it has no {error.args[0]}"
+    return f"something in it is of another kind ({_said(error)})"
+
+
+def _said(error: Exception) -> str:
+    return " ".join(str(error).split())[:100]
 
 
 def table(results: Mapping[str, Any]) -> str:
@@ -58,7 +84,8 @@ def title(results: Mapping[str, Any]) -> str:
     first = results["rows"][0]
     return (
         f"{first['system']}, {first['profile']} profile, {first['steps']} steps; {first['data']} "
-        f"{first['split']}: {len(first['objects'])} objects, {first['views']} views each"
+        f"{first['split']}: {words.count(len(first['objects']), 'object')}, "
+        f"{words.count(first['views'], 'view')} each"
     )
 
 

@@ -42,7 +42,7 @@ def view(input_path: Path, output_path: Path) -> None:
     if shows is None:
         raise ViewError(
             f"a page shows an .npz file of shapes or a .json file of results; received "
-            f"{str(input_path)!r}"
+            f"{str(input_path)!r}: give one of these"
         )
     text = shows(input_path)
     with files.replacing(output_path) as temporary:
@@ -71,7 +71,7 @@ def _results(path: Path) -> str:
     except UserError:
         raise
     except report.WRONG_CONTENT as error:
-        raise report.ResultsError.wrong(path, error) from error
+        raise report.ResultsError.wrong(path, report.fault(results, error)) from error
 
 
 def main(argv: Sequence[str]) -> None:

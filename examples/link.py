@@ -130,22 +130,28 @@ def read(sent: Sent) -> list[Example]:
 
 
 class Screen:
-    """Shows what arrives: pictures drawn over each other, or lines."""
+    """Shows what arrives: a picture drawn over the one before, or a line."""
 
     def __init__(self, draws: bool) -> None:
         self._draws = draws
         self._height = 0
+        self._picture: list[str] = []
 
-    def show(self, arrival: Arrival, example: Example | None) -> None:
-        """Show what a packet changed; `example` is its object, where it is known."""
-        line = describe(arrival, example)
-        if not self._draws or arrival.occupancy is None or example is None:
-            self._height += 1  # it stands below the picture
+    def show(self, arrival: Arrival, example: Example | None, lost: int = 0) -> None:
+        """Show what a packet changed; `example` is its object, where it is known.
+
+        A picture stands below one line, and stays there while packets change nothing.
+        """
+        line = describe(arrival, example) + (f"; {lost} lost so far" if lost else "")
+        if not self._draws:
             print(line, flush=True)
             return
         size = shutil.get_terminal_size()
-        shape = arrival.occupancy >= metrics.THRESHOLD
-        drawn = [line, *blocks(shape, example.voxels, size.columns, size.lines - 2)]
+        if arrival.occupancy is not None and example is not None:
+            shape = arrival.occupancy >= metrics.THRESHOLD
+            self._picture = blocks(shape, example.voxels, size.columns, size.lines - 2)
+        # A line that is longer than the terminal would take two, and the next picture stand lower.
+        drawn = [line[: size.columns], *self._picture]
         up = f"\x1b[{self._height}A\x1b[J" if self._height else ""
         print(up + "\n".join(drawn), flush=True)
         self._height = len(drawn)
@@ -197,7 +203,11 @@ def _shrink(picture: np.ndarray, step: int) -> np.ndarray:
 
 
 def receive(
-    connection: Connection, station: Station, examples: Sequence[Example], screen: Screen
+    connection: Connection,
+    station: Station,
+    examples: Sequence[Example],
+    views: int,
+    screen: Screen,
 ) -> list[Arrival]:
     """Take packets until the camera has closed the link; return what they changed."""
     arrivals: list[Arrival] = []
@@ -209,7 +219,18 @@ def receive(
         arrivals.append(station.receive(data))
         number = arrivals[-1].object_number
         known = [] if number is None else examples[number : number + 1]
-        screen.show(arrivals[-1], known[0] if known else None)
+        screen.show(arrivals[-1], known[0] if known else None, lost_so_far(arrivals, views))
+
+
+def lost_so_far(arrivals: Sequence[Arrival], views: int) -> int:
+    """Return how many packets before the latest one that was sent have not arrived.
+
+    Args:
+      views: of every object.
+    """
+    known = [(a.object_number, a.view) for a in arrivals]
+    sent = [number * views + view + 1 for number, view in known if None not in (number, view)]
+    return max(0, max(sent, default=0) - len(arrivals))
 
 
 def summary(arrivals: Sequence[Arrival], examples: Sequence[Example], views: int) -> str:
@@ -303,7 +324,7 @@ def main(argv: Sequence[str]) -> None:
     process.start()
     sender.close()  # the camera's copy is the only one left, so its end is seen here
     draws = values.show == "blocks" or (values.show == "auto" and sys.stdout.isatty())
-    arrivals = receive(receiver, station, examples, Screen(draws))
+    arrivals = receive(receiver, station, examples, sent.views, Screen(draws))
     process.join()
     if process.exitcode:
         raise LinkError(f"the camera stopped with exit code {process.exitcode}")

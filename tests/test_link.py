@@ -141,11 +141,32 @@ def test_a_picture_is_drawn_over_the_one_before(capsys):
     screen = link.Screen(draws=True)
     screen.show(_arrival(), _example())
     first = capsys.readouterr().out
-    screen.show(Arrival(DAMAGED, reason="cut off"), None)
-    assert capsys.readouterr().out == "damaged: cut off\n"
+    height = len(first.splitlines())
+    over = f"\x1b[{height}A\x1b[J"
+    for lost in range(1, 4):  # whatever is damaged, the picture stays below one line about it
+        screen.show(Arrival(DAMAGED, reason="cut off"), None, lost)
+        picture = first.partition("\n")[2]
+        assert capsys.readouterr().out == (f"{over}damaged: cut off; {lost} lost so far\n{picture}")
     screen.show(_arrival(), _example())
-    height = len(first.splitlines()) + 1
-    assert capsys.readouterr().out == f"\x1b[{height}A\x1b[J{first}"
+    assert capsys.readouterr().out == f"{over}{first}"
+
+
+def test_without_a_terminal_there_is_a_line_for_each_arrival(capsys):
+    screen = link.Screen(draws=False)
+    screen.show(_arrival(), None)
+    screen.show(Arrival(DAMAGED, reason="cut off"), None, 2)
+    assert capsys.readouterr().out == (
+        "object 0 view 2 refined: 2 arrived\ndamaged: cut off; 2 lost so far\n"
+    )
+
+
+def test_lost_is_what_was_sent_before_and_has_not_arrived():
+    damaged = Arrival(DAMAGED)
+    assert link.lost_so_far([damaged], views=5) == 0
+    assert link.lost_so_far([_arrival(view=0), _arrival(view=3)], views=5) == 2
+    assert link.lost_so_far([_arrival(view=0), damaged, _arrival(view=3)], views=5) == 1
+    late = [_arrival(object_number=1, view=2), _arrival(object_number=1, view=1)]
+    assert link.lost_so_far(late, views=5) == 6
 
 
 def test_a_line_says_what_arrived():

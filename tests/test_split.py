@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -282,6 +283,27 @@ def test_every_system_with_codes_has_a_lite_camera(tmp_path, system, settings):
         else:
             tolerance = {"float32": 1e-5, "int8": 0.1}[precision]
             np.testing.assert_allclose(codes, expected, atol=tolerance)
+
+
+@needs_lite
+@pytest.mark.slow
+def test_the_converter_writes_nothing_to_the_screen(tmp_path, capfd):
+    whole = untrained("implicit", tmp_path / "1")
+    capfd.readouterr()
+    lite.convert(whole)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_errors_of_the_converter_are_shown_and_its_notes_are_not(capfd):
+    notes = (
+        b"WARNING: All log messages before absl::\nW0000 00:00 a.cc:3] b\nI0000 00:00 a.cc:3] b\n"
+    )
+    with pytest.raises(ValueError, match="c"), lite._without_notes():
+        os.write(2, notes + b"E0000 00:00 a.cc:3] wrong\nhere\n")
+        raise ValueError("c")
+    assert capfd.readouterr().err == "E0000 00:00 a.cc:3] wrong\nhere\n"
+    os.write(2, b"after\n")
+    assert capfd.readouterr().err == "after\n"
 
 
 def test_without_a_converter_a_line_says_what_to_use(exported, tmp_path, monkeypatch):

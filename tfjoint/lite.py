@@ -15,7 +15,13 @@ what it does to the shape. The codes remain valid ones.
 
 from __future__ import annotations
 
+import contextlib
+import os
+import re
+import sys
+import tempfile
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +31,7 @@ from tfjoint.config import Config
 from tfjoint.errors import UserError
 
 PRECISIONS = ("float32", "int8")
+_NOTE = re.compile(rb"WARNING: All log messages before|[IW]\d{4} ")
 
 
 class LiteError(UserError):
@@ -67,8 +74,29 @@ def convert(export: Path) -> dict[str, bytes]:
         convert_one = converter.from_concrete_functions([function], holder)
         if precision == "int8":
             convert_one.optimizations = [tf.lite.Optimize.DEFAULT]
-        found[precision] = convert_one.convert()
+        with _without_notes():
+            found[precision] = convert_one.convert()
     return found
+
+
+@contextlib.contextmanager
+def _without_notes() -> Iterator[None]:
+    # The converter's C++ side writes notes and warnings to stderr, whatever the level of its logs.
+    # All other lines, its errors among them, are written when it has ended, in whichever way.
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as written:
+        os.dup2(written.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            written.seek(0)
+            for line in written:
+                if not _NOTE.match(line):
+                    os.write(2, line)
 
 
 def _encode_view(model: Any, config: Config) -> Any:

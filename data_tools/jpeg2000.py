@@ -45,6 +45,9 @@ _ABOUT_A_HEADER = 110
 _CODESTREAM_START = b"\xff\x4f\xff\x51"  # SOC, then SIZ; JP2's boxes before it hold no such bytes
 _TILE_PART_HEADER_BYTES = 14  # SOT and SOD
 _END_BYTES = 2  # EOC
+MOST_RATE = 2000.0
+"""What may be asked for: from there on OpenJPEG makes one and the same file of a view of 137 pixels
+or fewer, whatever it is told and in every mode."""
 _MOST_ENCODES = 4
 _LEAST_ERROR = 1e-10  # 100 dB, what equal images get, here as in `tfjoint.metrics`
 
@@ -96,21 +99,24 @@ class Coding:
         }
 
 
+_ALLOWED = f"numbers from 1 to {MOST_RATE:g}, e.g. 6,12,48; no file is smaller beyond"
+
+
 def read_rates(texts: Sequence[str]) -> tuple[float, ...]:
-    """Return rates c of c:1. Raises `UserError` for what is none, below 1, or there twice."""
+    """Return rates c of c:1, of 1 to `MOST_RATE`. Raises `UserError` for others, and for twice."""
     rates: dict[str, float] = {}
     for text in texts:
         try:
             rate = float(text)
         except ValueError:
             rate = math.nan
-        if not 1 <= rate < math.inf:
-            raise UserError(f"--rates takes numbers of at least 1, e.g. 6,12,48; received: {text}")
+        if not 1 <= rate <= MOST_RATE:
+            raise UserError(f"--rates takes {_ALLOWED}; received: {text}")
         if f"{rate:g}" in rates:
             raise UserError(f"--rates names {rate:g} twice; received: {','.join(texts)}")
         rates[f"{rate:g}"] = rate
     if not rates:
-        raise UserError("--rates is empty; it takes numbers of at least 1, e.g. 6,12,48")
+        raise UserError(f"--rates is empty; it takes {_ALLOWED}")
     return tuple(rates.values())
 
 

@@ -78,6 +78,8 @@ class FileEntry(NamedTuple):
                     data = folder.read(path.name)
                     mesh = meshes.load(data, path.suffix[1:].lower(), folder)
                     mesh = meshes.prepare(mesh, meshes.pose(self.config.up, self.config.front))
+                if len(mesh.corners) < 2:
+                    raise meshes.UnusableMesh("a triangle, a shape has at least 2")
             except (OSError, MemoryError, meshes.UnusableMesh) as error:
                 reasons = [str(error) or "it takes too much memory", *said]
                 raise meshes.UnusableMesh(f"{self.path}: {'; '.join(reasons)}") from error

@@ -314,9 +314,17 @@ def build_model(roots: Mapping[int, Path], config: MeshSetConfig, job: Job) -> l
         if number:
             model = original.copy(number)
             shape = meshes.augment(mesh, config.seed, original.name, number)
+        grid = voxelize.voxelize(shape.corners, config.voxel_size)
+        occupied = int(grid.voxels.sum())
+        # Whatever is in one piece fills a cell of every layer along its longest side.
+        if not number and occupied < config.voxel_size:
+            text = (
+                f"it fills {words.count(occupied, 'cell')} of {grid.voxels.size}, a shape at least "
+                f"{config.voxel_size}: its parts lie too far from each other"
+            )
+            return [Finding(original, text, unusable=True)]
         cameras = render.cameras(config.seed, model.name, config.views)
         images = _views(render.Renderer(shape), cameras, config)
-        grid = voxelize.voxelize(shape.corners, config.voxel_size)
         for size, root in roots.items():
             layout.write_model(root, model, images[size], cameras, grid)
     remarks = mesh.remarks if 0 in job.copies else ()  # once

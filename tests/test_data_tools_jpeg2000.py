@@ -532,7 +532,9 @@ def test_a_rate_that_lost_a_file_is_coded_again(
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
-        (["0.5"], "at least 1.*received: 0.5"),
+        (["0.5"], "numbers from 1 to 2000, .*received: 0.5"),
+        (["48", "1e6"], "no file is smaller beyond; received: 1e6"),
+        (["2000.1"], "received: 2000.1"),
         (["48", "-6"], "received: -6"),
         (["fast"], "received: fast"),
         (["nan"], "received: nan"),
@@ -540,7 +542,7 @@ def test_a_rate_that_lost_a_file_is_coded_again(
         ([""], "takes numbers"),
         ([], "is empty"),
         (["48", "6", "48.0"], "names 48 twice; received: 48,6,48.0"),
-        (["1234567", "1234568"], r"names 1\.23457e\+06 twice"),
+        (["123.4567", "123.4568"], r"names 123\.457 twice"),
     ],
 )
 def test_rates_that_are_none_are_one_clear_error(texts, message):
@@ -548,8 +550,16 @@ def test_rates_that_are_none_are_one_clear_error(texts, message):
         jpeg2000.read_rates(texts)
 
 
-def test_rates_may_be_any_number_from_one_on():
-    assert jpeg2000.read_rates(["480", "1", "7.5"]) == (480, 1, 7.5)
+def test_rates_may_be_any_number_from_one_to_two_thousand():
+    assert jpeg2000.read_rates(["480", "1", "7.5", "2000"]) == (480, 1, 7.5, 2000)
+
+
+@pytest.mark.parametrize("mode", jpeg2000.MODES)
+def test_beyond_the_highest_rate_views_do_not_get_smaller(mode):
+    files = [
+        jpeg2000.encode(noise(137), Coding(rate, mode, 137)) for rate in (jpeg2000.MOST_RATE, 1e6)
+    ]
+    assert files[0] == files[1]
 
 
 def _refusal(source: Path, output: Path, config: Jpeg2000Config = CONFIG) -> str:

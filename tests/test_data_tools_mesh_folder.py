@@ -275,6 +275,7 @@ BAD = {
     "points.obj": (CORNERS, "no faces"),
     "point.obj": ("v 1 2 3\nv 1 2 3\nv 1 2 3\nf 1 2 3\n", "extent"),
     "line.obj": ("v 0 0 0\nv 1 0 0\nv 2 0 0\nf 1 2 3\n", "extent"),
+    "triangle.obj": (CORNERS + "f 1 2 3\n", "a triangle, a shape has at least 2"),
     "endless.obj": ("v 1e308 0 0\nv -1e308 0 0\nv 0 1e308 0\nf 1 2 3\n", "extent"),
     "nan.off": (OFF.format("nan"), "not finite"),
     "infinite.obj": ("v inf 0 0\n" + CORNERS + FACES, "not finite|cannot be read"),
@@ -379,6 +380,18 @@ def test_what_is_skipped_is_named_by_its_path_with_the_reason_in_one_line(built,
     assert line.startswith("skipped bad/") and re.search(REASONS[name], reason), line
     skipped = json.loads((built / "records" / mesh_set.SKIPPED).read_text(encoding="utf-8"))
     assert f"bad/{name}: {reason}" in skipped.values()
+
+
+def test_a_mesh_that_fills_a_few_cells_is_skipped_and_one_of_a_layer_is_not(tmp_path, capsys):
+    speck = "v {0} 0 0\nv {0} 1e-3 0\nv {0} 0 1e-3\n"
+    dots = speck.format(0) + speck.format(1) + "f 1 2 3\nf 4 5 6\n"
+    files = {name: data for name, data in GOOD.items() if name.startswith("chair/")}
+    _write(tmp_path / "in", {**files, "dots.obj": dots, "sheet.obj": GOOD["sly/sheet.obj"]})
+    mesh_folder.build(CONFIG, tmp_path / "in", tmp_path / "work", tmp_path / "records")
+    reason = "it fills 2 cells of 512, a shape at least 8: its parts lie too far from each other"
+    assert f"skipped other/dots: {reason}\n" in capsys.readouterr().err
+    found = {found.object_id.partition("-")[0] for found in _objects(tmp_path / "records")}
+    assert "sheet" in found and "dots" not in found
 
 
 def test_files_that_a_mesh_names_outside_the_folder_are_not_used_and_that_is_said(built, folder):

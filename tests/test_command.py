@@ -472,6 +472,16 @@ def test_the_version_is_said():
     assert runs.finish([*COMMAND, "--version"]).stdout == f"tfjoint {__version__}\n"
 
 
+@pytest.mark.parametrize(("given", "found"), [(None, "1"), ("0", "0")])
+def test_tensorflow_takes_its_fast_kernels_unless_the_user_wants_others(monkeypatch, given, found):
+    monkeypatch.delenv("TF_ENABLE_ONEDNN_OPTS", raising=False)
+    if given:
+        monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", given)
+    with pytest.raises(SystemExit):
+        call("--version")
+    assert os.environ["TF_ENABLE_ONEDNN_OPTS"] == found
+
+
 def test_a_mistake_of_a_process_is_one_line_and_2(tmp_path):
     assert "no file at a.tfj" in runs.refusal([*COMMAND, "reconstruct", "a.tfj", "-o", "a.obj"])
 

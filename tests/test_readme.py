@@ -104,11 +104,11 @@ def use_the_shell(cwd: Path) -> None:
         Image.linear_gradient("L").convert("RGB").save(cwd / name)
     printed = [run(line, cwd) for line in lines]
     assert "3 views, T = 4, 96:1 nominal" in printed[1]
-    assert sorted(path.name for path in (cwd / "views").iterdir()) == [
+    assert sorted(path.name for path in (cwd / "runs" / "views").iterdir()) == [
         f"view-{number}.png" for number in (1, 2, 3)
     ]
-    assert (cwd / "chair.obj").read_text().startswith("v ")
-    assert "<canvas" in (cwd / "chair.html").read_text(encoding="utf-8")
+    assert (cwd / "runs" / "chair.obj").read_text().startswith("v ")
+    assert "<canvas" in (cwd / "runs" / "chair.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
@@ -162,7 +162,7 @@ def test_train_evaluate_tensorboard_and_the_snippet_work_as_written(tmp_path):
     assert "arrivals.json" in run(f"{command('tfjoint.arrivals')} {fewer}", tmp_path)
     faster = "--objects=2 --bytes_per_second=60000"
     assert "10 packets sent" in run(f"{command('examples/link.py')} {faster}", tmp_path)
-    assert (tmp_path / "link.html").stat().st_size > 2**20
+    assert (tmp_path / "runs" / "link.html").stat().st_size > 2**20
 
 
 @pytest.mark.slow

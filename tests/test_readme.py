@@ -1,4 +1,4 @@
-"""What the README promises: its commands run, its snippet works, its numbers come from a file."""
+"""What the README and its pages promise: commands and snippets run, numbers come from a file."""
 
 from __future__ import annotations
 
@@ -17,18 +17,24 @@ from data_tools import data_card, splits
 from tfjoint import compare, report
 
 ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {
+    name: (ROOT / name).read_text(encoding="utf-8")
+    for name in ("README.md", "docs/ends.md", "docs/serving.md")
+}
+README = PAGES["README.md"]
 PYTHON = ".venv/bin/python"
 RESULTS = compare.read_results(ROOT / "results" / "demo")
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    fenced = re.compile(rf"^```{language}\n(.*?)^```", re.MULTILINE | re.DOTALL)
+    return [block for text in PAGES.values() for block in fenced.findall(text)]
 
 
 def commands() -> list[str]:
+    """All commands, one that stands on two pages once."""
     lines = "\n".join(blocks("bash")).replace("\\\n", " ").splitlines()
-    return [line for line in lines if line.strip()]
+    return list(dict.fromkeys(line for line in lines if line.strip()))
 
 
 def command(containing: str) -> str:
@@ -37,7 +43,7 @@ def command(containing: str) -> str:
 
 
 def run(line: str, cwd: Path) -> str:
-    """Run a command of the README with this Python in `cwd`; return what it prints."""
+    """Run a command of the pages with this Python in `cwd`; return what it prints."""
     words = [sys.executable if word == PYTHON else word for word in shlex.split(line)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     result = subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True)
@@ -81,6 +87,24 @@ def test_every_command_is_run_by_a_test_of_this_file_or_named_here():
         assert any(part in line for part in (*here, *elsewhere)), line
     for name in elsewhere.values():
         assert list((ROOT / "tests").glob(f"{name}*.py")), name
+
+
+def test_no_command_writes_into_the_work_tree():
+    outputs = re.compile(r"(?:-o |--(?:output|page|run_dir|packets)=)(\S+)")
+    written = [path for line in commands() for path in outputs.findall(line)]
+    assert len(written) > 10
+    for path in written:
+        assert path.lstrip("/").startswith(("runs/", "data/")), path
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_what_a_page_links_to_is_there(name):
+    links = [
+        link for link in re.findall(r"\[[^]\"]+\]\(([^)#]+)", PAGES[name]) if "://" not in link
+    ]
+    assert links
+    for link in links:
+        assert (ROOT / name).parent.joinpath(link).is_file(), link
 
 
 @pytest.mark.parametrize("target", ["demo", "test"])

@@ -1,6 +1,6 @@
 """An export behind NVIDIA's Triton Inference Server, a real server, by HTTP and gRPC.
 
-The server is started as the README says, by `examples/triton_server.py`.
+The server is started as docs/serving.md says, by `examples/triton_server.py`.
 """
 
 from __future__ import annotations
@@ -190,7 +190,7 @@ def test_it_serves_the_newest_version_and_says_where_there_is_none(example, expo
         example.newest(tmp_path / "missing")
 
 
-def test_the_measurement_of_servers_works_as_the_readme_says(exported, tmp_path):
+def test_the_measurement_of_servers_works_as_its_page_says(exported, tmp_path):
     output = tmp_path / "serving.json"
     command = [sys.executable, "-m", "bench.serving", f"--export={exported.parent}"]
     result = runs.finish([*command, f"--output={output}", "--repetitions=3"])
@@ -206,15 +206,15 @@ def test_the_measurement_of_servers_works_as_the_readme_says(exported, tmp_path)
         assert line in result.stdout
 
 
-def test_the_readme_shows_what_was_measured():
+def test_the_page_shows_what_was_measured():
     from bench import serving
 
     paths = sorted((runs.ROOT / "results" / "serving").glob("*.json"))
     if not paths:
         pytest.skip("nothing was measured yet: python -m bench.serving does it")
-    readme = (runs.ROOT / "README.md").read_text(encoding="utf-8")
+    page = (runs.ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
     for path in paths:
-        assert serving.table(json.loads(path.read_text(encoding="utf-8"))) in readme
+        assert serving.table(json.loads(path.read_text(encoding="utf-8"))) in page
 
 
 def test_no_answer_is_lost_or_mixed_up_under_concurrent_load(server, loaded):

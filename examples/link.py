@@ -228,8 +228,11 @@ def lost_so_far(arrivals: Sequence[Arrival], views: int) -> int:
     Args:
       views: of every object.
     """
-    known = [(a.object_number, a.view) for a in arrivals]
-    sent = [number * views + view + 1 for number, view in known if None not in (number, view)]
+    sent = [
+        arrival.object_number * views + arrival.view + 1
+        for arrival in arrivals
+        if arrival.object_number is not None and arrival.view is not None
+    ]
     return max(0, max(sent, default=0) - len(arrivals))
 
 

@@ -186,7 +186,7 @@ def test_train_evaluate_tensorboard_and_the_snippet_work_as_written(tmp_path):
     assert "arrivals.json" in run(f"{command('tfjoint.arrivals')} {fewer}", tmp_path)
     faster = "--objects=2 --bytes_per_second=60000"
     assert "10 packets sent" in run(f"{command('examples/link.py')} {faster}", tmp_path)
-    assert (tmp_path / "runs" / "link.html").stat().st_size > 2**20
+    assert "<canvas" in (tmp_path / "runs" / "link.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow

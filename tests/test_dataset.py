@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tiny
+from pictures import png
 from PIL import Image
 
 from tfjoint import config, dataset, records
@@ -322,12 +323,6 @@ def test_a_codec_alone_is_trained_on_records_with_any_grid(tmp_path):
 
 
 # --- Pixels ---------------------------------------------------------------------------------------
-
-
-def png(pixels: np.ndarray) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, "PNG")
-    return stream.getvalue()
 
 
 def test_views_are_composed_and_cropped_as_pillow_does_it():

@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import http.client
-import io
 import json
 import shutil
 import time
@@ -20,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import tensorflow as tf
-from PIL import Image
+from pictures import SIZE, noise, png
 
 ONLY = "the environment of servers has it: make test-serving"
 grpc = pytest.importorskip("grpc", reason=ONLY)
@@ -41,7 +40,7 @@ pytest_plugins = ("trained",)
 pytestmark = pytest.mark.usefixtures("own_determinism")
 
 NAME = "direct"
-SIZE, SIDE, BITS = 32, 2, 16
+SIDE, BITS = 2, 16
 SECONDS = 60  # for one answer, on a machine that has other work
 MALFORMED = 1000
 SIGNATURES = {
@@ -128,17 +127,6 @@ def client(start) -> Iterator[Client]:
 def loaded(exported):
     """The same signatures in this process."""
     return tf.saved_model.load(str(exported)).signatures
-
-
-def noise(objects: int = 1, views: int = 2, seed: int = 0) -> np.ndarray:
-    shape = (objects, views, SIZE, SIZE, 3)
-    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
-
-
-def png(pixels: np.ndarray) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, "PNG")
-    return stream.getvalue()
 
 
 def files_of(pixels: np.ndarray) -> list[list[bytes]]:

@@ -6,7 +6,6 @@ The server is started as docs/serving.md says, by `examples/triton_server.py`.
 from __future__ import annotations
 
 import importlib.util
-import io
 import json
 import sys
 import time
@@ -19,7 +18,7 @@ import numpy as np
 import pytest
 import runs
 import tensorflow as tf
-from PIL import Image
+from pictures import SIZE, noise, png
 
 ONLY = "the environment of servers has it: make test-serving"
 pytest.importorskip("pytriton", reason=ONLY)
@@ -31,7 +30,7 @@ from bench import servers  # noqa: E402
 pytest_plugins = ("trained",)
 pytestmark = pytest.mark.usefixtures("own_determinism")
 
-SIZE, SIDE, BITS = 32, 2, 16
+SIDE, BITS = 2, 16
 KINDS = {"HTTP": triton_http, "gRPC": triton_grpc}
 
 
@@ -67,17 +66,6 @@ def ask(kind: ModuleType, client: Any, model: str, **values: np.ndarray) -> dict
     answer = client.infer(model, inputs)
     names = client.get_model_metadata(model, **({"as_json": True} if kind is triton_grpc else {}))
     return {o["name"]: answer.as_numpy(o["name"]) for o in names["outputs"]}
-
-
-def noise(objects: int = 1, views: int = 2, seed: int = 0) -> np.ndarray:
-    shape = (objects, views, SIZE, SIZE, 3)
-    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
-
-
-def png(pixels: np.ndarray) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, "PNG")
-    return stream.getvalue()
 
 
 def files_of(pixels: np.ndarray) -> np.ndarray:

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from tfjoint import bitstream, entry, files, metrics
+from tfjoint import bitstream, entry, metrics
 from tfjoint.bitstream import Codes
-from tfjoint.camera import origin
+from tfjoint.camera import hand_over, origin
 from tfjoint.config import Config, ConfigError
 from tfjoint.split import CAMERA, GROUND, SplitError, find_ends
 from tfjoint.station import Station
@@ -189,10 +189,7 @@ def main(argv: Sequence[str]) -> None:
         )
     iterations = [int(text) for text in values.iterations]
     results = measure(Path(values.ends), values.data, values.views, iterations, values.seed)
-    output = Path(values.output or Path(values.ends) / "arrivals.json")
-    print(table(results))
-    files.write_json(output, results)
-    print(f"results: {output}")
+    hand_over(results, table(results), Path(values.output or Path(values.ends) / "arrivals.json"))
 
 
 if __name__ == "__main__":

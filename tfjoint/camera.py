@@ -196,6 +196,13 @@ def table(results: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def hand_over(results: Mapping[str, Any], shown: str, output: Path) -> None:
+    """Print results as they are to be `shown`, write them to `output`, say where they are."""
+    print(shown)
+    files.write_json(output, results)
+    print(f"results: {output}")
+
+
 def main(argv: Sequence[str]) -> None:
     """Compare, print the table, write the JSON."""
     values = flags.FLAGS
@@ -209,10 +216,7 @@ def main(argv: Sequence[str]) -> None:
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
     results = compare(Path(values.ends), values.data, values.views)
-    output = Path(values.output or Path(values.ends) / "camera.json")
-    print(table(results))
-    files.write_json(output, results)
-    print(f"results: {output}")
+    hand_over(results, table(results), Path(values.output or Path(values.ends) / "camera.json"))
 
 
 if __name__ == "__main__":

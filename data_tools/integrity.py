@@ -17,7 +17,7 @@ from typing import BinaryIO, NamedTuple
 import google_crc32c
 
 from data_tools import pool
-from tfjoint import files, records
+from tfjoint import files, records, words
 from tfjoint.errors import UserError
 from tfjoint.records import Manifest, Shard
 
@@ -319,9 +319,10 @@ def _holdings(
     if manifest is None:
         return []
     rate = manifest.jpeg2000.get("rate")
+    views = words.count(manifest.views, "view")
     lines = [
-        f"{directory}: {manifest.name}, split {manifest.split_name}, {manifest.views} views per "
-        f"object, {manifest.image_size} pixels, grid {manifest.voxel_size}"
+        f"{directory}: {manifest.name}, split {manifest.split_name}, {views} per object, "
+        f"{manifest.image_size} pixels, grid {manifest.voxel_size}"
         + (f", JPEG 2000 at {rate:g}:1" if rate else "")
     ]
     for split, shards in manifest.splits.items():

@@ -135,7 +135,7 @@ def test_of_an_intact_set_it_is_told_what_it_holds(root):
     assert not report.faults
     sizes = [(root / name).stat().st_size for name in (TEST, TRAIN)]
     assert report.holdings == [
-        f"{root}: small, split mine, 1 views per object, 2 pixels, grid 2",
+        f"{root}: small, split mine, 1 view per object, 2 pixels, grid 2",
         f"test: 1 objects of 1 sources, {sizes[0]} bytes in 1 shards, intact",
         f"train: 2 objects of 2 sources, {sizes[1]} bytes in 1 shards, intact",
     ]

@@ -211,11 +211,11 @@ def test_the_data_hash_is_that_of_the_manifest_and_sees_a_change_of_any_object(t
     ("changes", "message"),
     [
         ({"views": [], "cameras": np.zeros((0, 4))}, "V >= 1 views"),
-        ({"cameras": np.zeros((2, 4))}, r"1 views, cameras \(2, 4\)"),
+        ({"cameras": np.zeros((2, 4))}, r"1 view, cameras \(2, 4\)"),
         ({"cameras": np.zeros((1, 3))}, r"cameras \(1, 3\)"),
         ({"voxels": np.zeros((3, 3, 2), bool)}, r"voxels must be \[D, D, D\].*\(3, 3, 2\)"),
         ({"voxels": np.zeros((3, 3), bool)}, r"Received: \(3, 3\)"),
-        ({"code_bytes": np.zeros((2, 3), int)}, r"1 views, code_bytes \(2, 3\)"),
+        ({"code_bytes": np.zeros((2, 3), int)}, r"1 view, code_bytes \(2, 3\)"),
         ({"code_bytes": np.zeros(3, int)}, r"must be \[V, 3\].*code_bytes \(3,\)"),
     ],
 )
@@ -463,7 +463,7 @@ def test_a_record_whose_voxels_do_not_fit_their_size_is_refused(size):
     ("record", "message"),
     [
         (small(views=[png()] * 2, cameras=np.zeros((2, 4))), "has 2 views and a grid of side 3"),
-        (small(voxels=np.zeros((4, 4, 4), bool)), "has 1 views and a grid of side 4"),
+        (small(voxels=np.zeros((4, 4, 4), bool)), "has 1 view and a grid of side 4"),
         (small(views=[png(5)]), "view 0 of 'odd' is not a PNG of 4 x 4 pixels"),
         (small(views=[png(4, height=5)]), "is not a PNG of 4 x 4 pixels"),
         (small(views=[b"GIF89a" + png()]), "is not a PNG of 4 x 4 pixels"),

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tfjoint import files
+from tfjoint import files, words
 from tfjoint.errors import UserError
 
 SCHEMA_VERSION = 1
@@ -121,7 +121,7 @@ def encode_record(record: ObjectRecord) -> bytes:
     if not views or cameras.shape != (len(views), len(CAMERA_FIELDS)):
         raise ValueError(
             f"{record.object_id}: cameras must be [V, {len(CAMERA_FIELDS)}] with V >= 1 views. "
-            f"Received: {len(views)} views, cameras {cameras.shape}"
+            f"Received: {words.count(len(views), 'view')}, cameras {cameras.shape}"
         )
     if voxels.ndim != 3 or len(set(voxels.shape)) != 1:
         raise ValueError(f"{record.object_id}: voxels must be [D, D, D]. Received: {voxels.shape}")
@@ -140,7 +140,7 @@ def encode_record(record: ObjectRecord) -> bytes:
         if sizes.shape != (len(views), len(CODE_BYTE_FIELDS)):
             raise ValueError(
                 f"{record.object_id}: code_bytes must be [V, {len(CODE_BYTE_FIELDS)}]. "
-                f"Received: {len(views)} views, code_bytes {sizes.shape}"
+                f"Received: {words.count(len(views), 'view')}, code_bytes {sizes.shape}"
             )
         feature["code_bytes"] = tf.train.Feature(int64_list=tf.train.Int64List(value=sizes.ravel()))
     example = tf.train.Example(features=tf.train.Features(feature=feature))
@@ -381,8 +381,8 @@ def require_fit(record: ObjectRecord, manifest: Manifest) -> None:
     """Raise `RecordError` unless views, grid and code bytes are such as the manifest says."""
     if len(record.views) != manifest.views or len(record.voxels) != manifest.voxel_size:
         raise RecordError(
-            f"{record.object_id!r} has {len(record.views)} views and a grid of side "
-            f"{len(record.voxels)}, the manifest says {manifest.views} and "
+            f"{record.object_id!r} has {words.count(len(record.views), 'view')} and a grid of "
+            f"side {len(record.voxels)}, the manifest says {manifest.views} and "
             f"{manifest.voxel_size}: rebuild the records"
         )
     if bool(manifest.jpeg2000) != (record.code_bytes is not None):

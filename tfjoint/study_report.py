@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import flags
 
-from tfjoint import claims, entry, figures, files, gallery, points
+from tfjoint import claims, entry, figures, files, gallery, points, words
 from tfjoint.errors import UserError
 from tfjoint.points import Point, Results, by_rate
 
@@ -168,9 +168,10 @@ def _state(results: Results) -> str:
     )
     if results.points:
         row = results.points[0].row
+        views = words.count(row["views"], "view")
         text += (
-            f" ({row['data']} {row['split']}: {len(row['objects'])} objects, {row['views']} views "
-            f"each; records {row['data_sha256'][:12]})"
+            f" ({row['data']} {row['split']}: {len(row['objects'])} objects, {views} each; "
+            f"records {row['data_sha256'][:12]})"
         )
     for name, called in (
         ("mean_shape", "mean shape"),

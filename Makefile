@@ -30,7 +30,10 @@ BEAM_STAMP := tfjoint-beam-ready
 
 BIN := $(VENV)/bin
 # Files of tests are spread over the cores; the tests of one file share what they train.
-PYTEST := -m pytest --numprocesses=auto --dist=loadfile
+PYTEST := -m pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder
+# What other versions of TensorFlow might do otherwise; VERSION_TESTS=tests runs whatever is not slow.
+VERSION_TESTS ?= $(patsubst %,tests/test_%.py,layers models losses_metrics records dataset \
+  checkpoint environment train codec serving)
 RUN := runs/direct
 # The configs on the demo set; what stands before an underscore is the model. `separate` needs the
 # run of `compression`.
@@ -43,7 +46,7 @@ BENCH_FLAGS ?=
 
 # --- Targets -------------------------------------------------------------------------------------
 
-.PHONY: help demo results ends data study bench test lint setup test-tf221 test-tf214 test-beam \
+.PHONY: help demo results ends data study bench test test-long lint setup test-tf221 test-tf214 test-beam \
   test-serving clean distclean
 
 help:
@@ -53,9 +56,10 @@ help:
 	@echo 'make data         build the open mesh set: data/open (137 pixels) and data/open-68'
 	@echo 'make study        every figure and table of the paper on the open mesh set; hours, resumable'
 	@echo 'make bench        measure beside PyTorch: bench/results.json, table in the README; half an hour'
-	@echo 'make test         lint, then the whole test suite (TensorFlow 2.17)'
-	@echo 'make test-tf221   the fast part of the suite on TensorFlow 2.21'
-	@echo 'make test-tf214   the fast part of the suite on TensorFlow 2.14 (Python 3.9-3.11)'
+	@echo 'make test         lint, then the test suite (TensorFlow 2.17)'
+	@echo 'make test-long    what that leaves out because it takes long; a quarter of an hour and more'
+	@echo 'make test-tf221   what depends on TensorFlow, on version 2.21'
+	@echo 'make test-tf214   the same on 2.14 (Python 3.9-3.11)'
 	@echo 'make test-beam    the tests that need Apache Beam, which is installed into .venv'
 	@echo 'make test-serving the export behind real servers: Triton, and the protocol of TensorFlow Serving'
 	@echo 'make lint         ruff and mypy alone'
@@ -119,11 +123,14 @@ lint: $(VENV)/$(STAMP)
 
 setup: $(VENV)/$(STAMP)
 
+test-long: $(VENV)/$(STAMP)
+	$(strip $(BIN)/python $(PYTEST) -m long $(PYTEST_FLAGS))
+
 test-tf221: $(VENV_TF221)/$(STAMP)
-	$(strip $(VENV_TF221)/bin/python $(PYTEST) -m "not slow" $(PYTEST_FLAGS))
+	$(strip $(VENV_TF221)/bin/python $(PYTEST) -m "not slow and not long" $(VERSION_TESTS) $(PYTEST_FLAGS))
 
 test-tf214: $(VENV_TF214)/$(STAMP)
-	$(strip $(VENV_TF214)/bin/python $(PYTEST) -m "not slow" $(PYTEST_FLAGS))
+	$(strip $(VENV_TF214)/bin/python $(PYTEST) -m "not slow and not long" $(VERSION_TESTS) $(PYTEST_FLAGS))
 
 test-beam: $(VENV)/$(BEAM_STAMP)
 	$(strip $(BIN)/python -m pytest tests/test_data_tools_beam.py $(PYTEST_FLAGS))

@@ -18,6 +18,13 @@ tf.config.set_logical_device_configuration(
 )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put files that take long first, so that the cores have work until the end."""
+    longest = ("conformance", "trainer", "distribution", "export", "readme", "command", "overfit")
+    rank = {f"test_{name}.py": position for position, name in enumerate(longest)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+
+
 @pytest.fixture(scope="session")
 def two_cpus() -> list[str]:
     """Two devices for a `tf.distribute.MirroredStrategy` in this process."""

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import gc
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -442,6 +442,15 @@ every_row = pytest.mark.parametrize("name", ROWS)
 every_trained_row = pytest.mark.parametrize("name", TRAINED_ROWS)
 every_system = pytest.mark.parametrize("name", SYSTEMS)
 every_trained_system = pytest.mark.parametrize("name", {**SYSTEMS, **RECOMPUTING})
+
+
+def some(names: Iterable[str], of: Iterable[str]) -> pytest.MarkDecorator:
+    """All names of `of`; those that are not among `names` take long for what they add."""
+    names = tuple(names)
+    assert set(names) <= set(of)
+    return pytest.mark.parametrize(
+        "name", [pytest.param(n, marks=[] if n in names else pytest.mark.long) for n in of]
+    )
 
 
 # --- What the checks share ------------------------------------------------------------------------
@@ -1062,7 +1071,7 @@ def trained(records) -> Callable[[str], Training]:
     return of
 
 
-@every_system
+@some([*config.USES, "direct, floats"], SYSTEMS)
 def test_two_trainings_with_one_seed_are_bit_identical(name, records, trained, built):
     first = trained(name)
     tf.random.normal([3])  # whatever ran before plays no part
@@ -1096,12 +1105,12 @@ def test_two_replicas_compute_the_loss_and_the_gradient_of_one(name, records, tr
 
 
 @pytest.mark.slow
-@every_trained_system
+@some(["compression", "implicit", "direct, floats"], {**SYSTEMS, **RECOMPUTING})
 def test_two_replicas_do_so_in_graphs_too(name, records, trained, two_cpus):
     assert_two_replicas_agree(trained(name), TRAINED_ROWS[name], records, two_cpus)
 
 
-@every_system
+@some(["compression", "implicit", "direct"], SYSTEMS)
 def test_a_training_step_in_bfloat16_is_finite_and_moves_float32_weights(name, records):
     row = ROWS[name]
     # Of volumes of side 2, oneDNN's bfloat16 gradient of a 3x3x3 kernel is not defined.

@@ -160,10 +160,12 @@ def test_compression_learns_four_objects(compression):
     assert_images_are_learned(compression)
 
 
+@pytest.mark.long
 def test_reconstruction_learns_four_objects(records):
     assert_shapes_are_learned(learn(records, "reconstruction", 200))
 
 
+@pytest.mark.long
 def test_separate_learns_four_objects_from_what_a_trained_codec_decodes(records, compression):
     codec = compression.model
     before = codec.get_weights()
@@ -173,6 +175,7 @@ def test_separate_learns_four_objects_from_what_a_trained_codec_decodes(records,
         np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.long
 def test_sequential_learns_four_objects(records):
     """With more weight, L_3D takes away from the views what it cannot tell apart at first."""
     settings = {"learning_rate": 2e-3, "loss_weight": 0.1, **ORIGINAL}
@@ -181,10 +184,12 @@ def test_sequential_learns_four_objects(records):
     assert_images_are_learned(sequential)
 
 
+@pytest.mark.long
 def test_direct_learns_four_objects(records):
     assert_shapes_are_learned(learn(records, "direct", 250, **SMALL))
 
 
+@pytest.mark.long
 def test_direct_learns_four_objects_without_a_binarizer(records):
     direct = learn(records, "direct", 200, binarizer=False, **SMALL)
     assert_shapes_are_learned(direct)

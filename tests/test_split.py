@@ -25,6 +25,7 @@ pytestmark = pytest.mark.usefixtures("own_determinism")
 
 CAMERA = ["encode", "encode_files"]
 GROUND = ["decode", "reconstruct", "reconstruct_packed", "refine"]
+LONG = pytest.mark.long
 HAS_LITE = getattr(getattr(tf, "lite", None), "TFLiteConverter", None) is not None
 needs_lite = pytest.mark.skipif(
     not HAS_LITE, reason="this TensorFlow has no tf.lite to convert with"
@@ -262,10 +263,10 @@ def test_a_lite_camera_sends_nearly_the_bits_of_the_saved_model(
     ("system", "settings"),
     [
         ("implicit", {}),
-        ("implicit", {"binarizer": False}),
-        ("compression", {"codec": "original"}),
-        ("compression", {"codec": "small_b", "iterations_max": 2}),
         ("sequential", {"iterations_max": 2}),
+        pytest.param("implicit", {"binarizer": False}, marks=LONG),
+        pytest.param("compression", {"codec": "original"}, marks=LONG),
+        pytest.param("compression", {"codec": "small_b", "iterations_max": 2}, marks=LONG),
     ],
 )
 def test_every_system_with_codes_has_a_lite_camera(tmp_path, system, settings):

@@ -320,7 +320,7 @@ def study_command(directory: Path, *arguments: str) -> list[str]:
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_study_that_was_killed_goes_on_to_the_same_results(tmp_path):
     """Two real runs: the one under way is killed together with the study, then all is repeated."""
     tiny.make(tmp_path / "tiny")

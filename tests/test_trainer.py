@@ -186,10 +186,9 @@ def test_every_system_trains_in_one_trace_and_logs_what_it_has(data, trained, na
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
-def test_both_losses_go_down(data, tmp_path, precision):
+def test_both_losses_go_down(data, tmp_path):
     given = {"steps": 60, "batch_size": 12, "iterations_max": 2, "views_min": 2, "views_max": 2}
-    given = {**given, "learning_rate": 1e-2, "precision": precision, "log_every": 1}
+    given = {**given, "learning_rate": 1e-2, "log_every": 1, "picture_every": ENDLESS}
     run = runs.train(data, tmp_path / "run", **given, halve_at_epochs=())
     for name in ("L_comp", "L_3D"):
         values = list(runs.curve(run, name).values())
@@ -441,16 +440,16 @@ def test_another_seed_gives_other_weights(other, finished):
 def test_a_run_killed_at_any_moment_ends_with_the_same_weights(data, tmp_path):
     """SIGKILL while it starts, between checkpoints, and while one is being written."""
     chance = random.Random(2003)
-    given = {"steps": 40, "checkpoint_every": 1, "picture_every": ENDLESS}
+    given = {"steps": 24, "checkpoint_every": 1, "picture_every": ENDLESS}
     run = tmp_path / "run"
     kills = {"starting": 0, "training": 0, "saving": 0}
-    for moment in ("starting", "saving", "training", "saving"):
+    for moment in ("starting", "saving", "training"):
         process = _start(data, run, **given)
         try:
             if moment == "starting":
                 time.sleep(chance.uniform(1, 4))
             else:
-                wanted = _last_step(run) + chance.randint(1, 8)
+                wanted = _last_step(run) + chance.randint(1, 6)
                 _wait(lambda: _last_step(run) >= wanted, process)  # noqa: B023
             if moment == "saving":
                 _wait(lambda: any((run / "checkpoints").glob(".step-*.tmp")), process)
@@ -464,12 +463,12 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_weights(data, tmp_path):
         if moment != "starting":
             assert _last_step(run) > 0
     assert min(kills.values()) >= 1, kills
-    assert _last_step(run) < 40
+    assert _last_step(run) < 24
 
     result = runs.finish(runs.command(data, run, **given))
     assert result.returncode == 0, result.stderr
     assert "resuming at step" in result.stdout
-    undisturbed = runs.train(data, tmp_path / "undisturbed", steps=40, picture_every=ENDLESS)
+    undisturbed = runs.train(data, tmp_path / "undisturbed", steps=24, picture_every=ENDLESS)
     runs.assert_same_state(run, undisturbed)
 
 

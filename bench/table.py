@@ -58,8 +58,11 @@ def _train_step(found: Section) -> Iterator[Row]:
         yield f"best product, {precision}", f"{peak['gflops']:.0f} GFLOP/s ({peak['by']})"
     for model in ("reconstruction", "implicit"):
         for precision in ("float32", "bfloat16"):
-            one = found[model] if precision == "float32" else found[model][precision]
-            yield from _train_step_of(f"{model}, {precision}", one)
+            one = found[model] if precision == "float32" else found[model].get(precision)
+            if one:
+                yield from _train_step_of(f"{model}, {precision}", one)
+    if "bfloat16" not in found["peak"]:
+        yield "bfloat16", "not measured: the processor has no instructions for it"
 
 
 def _train_step_of(name: str, one: Section) -> Iterator[Row]:

@@ -36,6 +36,9 @@ def measure(
 ) -> dict[str, Any]:
     """Return, by model, float32 and below it bfloat16; and the machine's peaks.
 
+    bfloat16 is left out where the processor has no instructions for it: products are then made of
+    float32 ones and steps take minutes, whoever computes them.
+
     Args:
       peer: measure the PyTorch peers too, (b) and (c); PyTorch must be there.
       port: checkout of the public port (a), or None to leave it out.
@@ -45,10 +48,11 @@ def measure(
       profile: set of widths; the port has those of the paper alone.
       sides: of the square matrices that the peak is looked for with.
     """
-    peaks = {name: peak.measure(name, repetitions, peer, sides) for name in PRECISIONS}
+    precisions = list(PRECISIONS) if processor.has_bfloat16() else ["float32"]
+    peaks = {name: peak.measure(name, repetitions, peer, sides) for name in precisions}
     found: dict[str, Any] = {"peak": peaks, "objects": objects, "views": views, "profile": profile}
     for model in MODELS:
-        for precision in PRECISIONS:
+        for precision in precisions:
             # The public port has one network and one precision.
             beside = port if (model, precision) == ("reconstruction", "float32") else None
             settings = {"model": model, "profile": profile, "precision": PRECISIONS[precision]}
@@ -78,16 +82,11 @@ def _one(
         # As every command starts TensorFlow, and without the kernels that it asks for then.
         ours = stack.enter_context(worker.Worker("bench.ours:subject", arguments))
         actions = {name: partial(ours, name) for name in ("step", "gradients", "forward")}
-        variants = [*PLAIN, *FOLDED]
         if resolved.precision == "float32":
             bare = stack.enter_context(
                 worker.Worker("bench.ours:subject", arguments, {"TF_ENABLE_ONEDNN_OPTS": "0"})
             )
             actions["step.without_onednn"] = partial(bare, "step")
-        elif not processor.has_bfloat16():
-            # Every step takes long, and says no more than that: few of them.
-            del actions["forward"]
-            variants, repetitions = ["eager", "eager_folded"], min(repetitions, 2)
         if peer:
             weights = directory / "weights.npz"
             ours("save", str(weights))
@@ -104,7 +103,7 @@ def _one(
             )
             if resolved.precision == "float32":
                 _require_equal(ours, torch, directory)
-            for name in variants:
+            for name in (*PLAIN, *FOLDED):
                 actions[f"peer.{name}"] = partial(torch, f"{name}.step")
         if port:
             arguments = {"checkout": str(port), **shape, "side": resolved.image_size}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 import time
@@ -14,17 +13,13 @@ import numpy as np
 import pytest
 import runs
 import tensorflow as tf
-from bench import compression, flops, latency, scaling, table, timing, train_step, worker
+from bench import compression, flops, latency, processor, scaling, table, timing, train_step, worker
 
 from tfjoint.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RESULTS = ROOT / "bench" / "results.json"
-SECTIONS = pytest.mark.skipif(
-    not os.environ.get("TFJOINT_BENCH"),
-    reason="starts some 35 processes, which takes ten minutes: TFJOINT_BENCH=1 runs it",
-)
 TORCH = pytest.mark.skipif(
     importlib.util.find_spec("torch") is None,
     reason="PyTorch is not installed: `make bench` has it",
@@ -162,13 +157,14 @@ def measured() -> dict:
     return {name: {**found, "provenance": PROVENANCE} for name, found in sections.items()}
 
 
-@SECTIONS
+@pytest.mark.long
 def test_sections_hold_what_was_promised(measured):
     step = measured["train_step"]
-    for one in (step["reconstruction"], step["implicit"]["bfloat16"]):
+    assert ("bfloat16" in step["implicit"]) == processor.has_bfloat16()
+    for one in (step["reconstruction"], step["implicit"]):
         rate = one["executed_gflop"] / one["medians"]["step"]
-        assert one["executed_gflop"] > 0 and one["fraction_of_matmul_peak"] > 0
-        assert one["fraction_of_matmul_peak"] * rate > 0
+        share = rate / step["peak"]["float32"]["gflops"]
+        assert one["fraction_of_matmul_peak"] == pytest.approx(share)
     relative = measured["compression"]["table"]["relative"]
     for shares in relative.values():
         assert shares["original"] + shares["reconstruction"] == pytest.approx(1)
@@ -178,7 +174,7 @@ def test_sections_hold_what_was_promised(measured):
     assert bytes_of["bytes_all_reduced"] == pytest.approx(bytes_of["parameters"] * 8 * 63 / 64)
 
 
-@SECTIONS
+@pytest.mark.long
 def test_the_table_names_every_section_and_replaces_the_old_one(measured, tmp_path):
     shown = table.text(measured)
     for part in ("training step", "sequential", "JPEG 2000", "side, 32 to 64", "a processor"):
@@ -240,7 +236,7 @@ def test_without_pytorch_peers_are_refused_in_one_line(tmp_path):
     assert len(done.stderr.splitlines()) == 1
 
 
-@SECTIONS
+@pytest.mark.long
 def test_sections_are_merged_and_not_measured_again_when_resumed(tmp_path):
     flags = ["--nopeer", "--profile=smoke", "--repetitions=1", "--sections=compression"]
     output = tmp_path / "bench" / "results.json"

@@ -131,3 +131,14 @@ def test_agreement_counts_values_and_whole_views():
     other = codes.copy()
     other[0, 1, 2, 3] = -1
     assert camera._agreement(other, codes) == {"values_equal": 47 / 48, "views_equal": 3 / 4}
+
+
+@pytest.mark.parametrize("module", [arrivals, camera])
+def test_the_page_shows_what_was_measured(module):
+    name = module.__name__.rpartition(".")[2]
+    page = (runs.ROOT / "docs" / "ends.md").read_text(encoding="utf-8")
+    paths = sorted((runs.ROOT / "results" / name).glob("*.json"))
+    assert paths
+    for path in paths:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        assert f"```text\n{module.table(results)}\n```" in page, path

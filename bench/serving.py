@@ -28,13 +28,16 @@ import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
 from absl import flags
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
+from tritonclient.utils import InferenceServerException
 
 from bench import servers, timing
 from tfjoint import entry, export, files, png, provenance
 from tfjoint.config import Config
 from tfjoint.dataset import evaluation_examples, open_split
+from tfjoint.errors import UserError
 
 VIEWS = 5
+PATIENCE = 60  # seconds; what is not answered then was lost
 CLIENTS = (1, 2, 4, 8)
 ROW = "{:<28}{:>12}{:>12}{:>11}"
 
@@ -59,7 +62,12 @@ def main(_: Sequence[str]) -> None:
     with servers.triton_server(root) as server:
         asks = triton_requests(server, values)
         seconds |= timing.alternate(asks, _REPETITIONS.value, warmups=3)
-        throughput["Triton gRPC, files"] = rates(asks["Triton gRPC, files"])
+        try:
+            throughput["Triton gRPC, files"] = rates(asks["Triton gRPC, files"])
+        except InferenceServerException as error:
+            raise UserError(
+                f"Triton left a request without an answer for {PATIENCE} s: {error}; measure again"
+            ) from error
     seconds |= timing.alternate(in_process(newest, values), _REPETITIONS.value, warmups=3)
     results = {
         "views": VIEWS,
@@ -166,17 +174,23 @@ def protocol_requests(
 def triton_requests(server: servers.Server, values: Mapping[str, np.ndarray]) -> Asks:
     """Return what asks Triton for a shape, by name."""
     ways = {
-        "gRPC": (triton_grpc, triton_grpc.InferenceServerClient(server.grpc)),
-        "HTTP": (triton_http, triton_http.InferenceServerClient(server.http, network_timeout=60)),
+        "gRPC": (
+            triton_grpc,
+            partial(triton_grpc.InferenceServerClient(server.grpc).infer, client_timeout=PATIENCE),
+        ),
+        "HTTP": (
+            triton_http,
+            triton_http.InferenceServerClient(server.http, network_timeout=PATIENCE).infer,
+        ),
     }
     return {
         f"Triton {way}, {kind}": partial(
-            _all, [partial(client.infer, signature, [_triton_input(module, name, values[name])
-                                                     for name in names])
+            _all, [partial(infer, signature, [_triton_input(module, name, values[name])
+                                              for name in names])
                    for signature, names in steps]
         )
         for kind, steps in KINDS.items()
-        for way, (module, client) in ways.items()
+        for way, (module, infer) in ways.items()
     }  # fmt: skip
 
 

@@ -63,7 +63,9 @@ def ask(kind: ModuleType, client: Any, model: str, **values: np.ndarray) -> dict
         made = kind.InferInput(name, value.shape, dtype[value.dtype.name])
         made.set_data_from_numpy(value)
         inputs.append(made)
-    answer = client.infer(model, inputs)
+    # Without, a lost answer would be awaited for good; the HTTP client has such a limit by itself.
+    patience = {"client_timeout": 60} if kind is triton_grpc else {}
+    answer = client.infer(model, inputs, **patience)
     names = client.get_model_metadata(model, **({"as_json": True} if kind is triton_grpc else {}))
     return {o["name"]: answer.as_numpy(o["name"]) for o in names["outputs"]}
 
@@ -178,6 +180,7 @@ def test_it_serves_the_newest_version_and_says_where_there_is_none(example, expo
         example.newest(tmp_path / "missing")
 
 
+@pytest.mark.long
 def test_the_measurement_of_servers_works_as_its_page_says(exported, tmp_path):
     output = tmp_path / "serving.json"
     command = [sys.executable, "-m", "bench.serving", f"--export={exported.parent}"]

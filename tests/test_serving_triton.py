@@ -208,6 +208,8 @@ def test_the_page_shows_what_was_measured():
         assert serving.table(json.loads(path.read_text(encoding="utf-8"))) in page
 
 
+# Between Triton and Python answers were seen to get lost; `test_serving_protocol` asks this always.
+@pytest.mark.long
 def test_no_answer_is_lost_or_mixed_up_under_concurrent_load(server, loaded):
     """Six clients of both kinds, each with an object of its own, 20 requests each."""
     files = [files_of(noise(1, 2, seed)) for seed in range(6)]

@@ -120,7 +120,7 @@ def test_both_set_up_commands_are_targets_and_demo_runs_the_documented_command(t
 
 def use_the_shell(cwd: Path) -> None:
     """Make the photos of the section about it, and give its commands."""
-    (snippet,) = [snippet for snippet in blocks("python") if "runs/photos" in snippet]
+    (snippet,) = [snippet for snippet in blocks("python") if "write_bytes" in snippet]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", snippet], cwd=cwd, env=environment, check=True)
     lines = [line for line in commands() if line.startswith(f"{PYTHON} -m tfjoint ")]

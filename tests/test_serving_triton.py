@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -19,6 +21,7 @@ import pytest
 import runs
 import tensorflow as tf
 from pictures import SIZE, noise, png
+from PIL import Image
 
 ONLY = "the environment of servers has it: make test-serving"
 pytest.importorskip("pytriton", reason=ONLY)
@@ -206,6 +209,23 @@ def test_the_page_shows_what_was_measured():
     page = (runs.ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
     for path in paths:
         assert serving.table(json.loads(path.read_text(encoding="utf-8"))) in page
+
+
+def test_the_client_of_the_page_works_as_written(server, tmp_path):
+    page = (runs.ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    (snippet,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    (tmp_path / "runs" / "photos").mkdir(parents=True)
+    for number, view in enumerate(noise(1, 3)[0], 1):
+        path = tmp_path / "runs" / "photos" / f"chair-{number}.png"
+        Image.fromarray(np.pad(view, ((2, 2), (2, 2), (0, 0)))).save(path)
+    side = noise(1, 1).shape[2]
+    for written, here in (("localhost:8000", server.http), ("66, 66", f"{side + 2}, {side + 2}")):
+        assert snippet.count(written) == 1
+        snippet = snippet.replace(written, here)
+    result = subprocess.run(
+        [sys.executable, "-c", snippet], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert result.stdout == "(1, 32, 32, 32)\n", result.stderr
 
 
 # Between Triton and Python answers were seen to get lost; `test_serving_protocol` asks this always.

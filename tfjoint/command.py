@@ -127,11 +127,17 @@ def _add_rate(part: argparse.ArgumentParser, otherwise: str) -> argparse._Mutual
     )
     group.add_argument(
         "--iterations",
-        type=_positive(int),
+        type=_read_iterations,
         metavar="T",
         help=f"iterations of the codec; otherwise {otherwise}",
     )
     return group
+
+
+def _read_iterations(text: str) -> int:
+    if not (text.isdecimal() and 1 <= int(text) <= 255):
+        raise argparse.ArgumentTypeError(f"iterations must be in [1, 255]. Received: {text!r}")
+    return int(text)
 
 
 def _rate(text: str) -> float:

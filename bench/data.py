@@ -21,7 +21,7 @@ from tfjoint.records import RecordSet
 RATES = (6.0, 12.0, 24.0, 48.0, 96.0, 128.0, 192.0, 256.0, 384.0, 480.0)
 _STEPS_READ = 60
 _OBJECTS_WRITTEN = 512
-_CODED_OBJECTS, _BARE_VIEWS = 200, 300
+_CODED_OBJECTS, _BARE_VIEWS = 120, 300
 _BARE = {"mct": 1, "num_resolutions": 6}  # as the builder asks for
 
 

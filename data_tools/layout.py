@@ -204,6 +204,7 @@ def write_model(
     images: Sequence[np.ndarray],
     cameras: np.ndarray,
     grid: Grid,
+    optimize_png: bool = False,
 ) -> None:
     """Write one object: V images [S, S, 4] uint8, cameras [V, 4], and its grid."""
     binvox.write_binvox(voxel_file(root, model), grid)
@@ -212,17 +213,17 @@ def write_model(
     with files.replacing(directory) as temporary:
         temporary.mkdir()
         for name, image in zip(names, images):
-            (temporary / name).write_bytes(encode_png(image))
+            (temporary / name).write_bytes(encode_png(image, optimize_png))
         (temporary / "renderings.txt").write_text("".join(f"{name}\n" for name in names))
         (temporary / "rendering_metadata.txt").write_text(
             "".join(" ".join(map(repr, row)) + f" {_LAST_COLUMN}\n" for row in cameras.tolist())
         )
 
 
-def encode_png(image: np.ndarray) -> bytes:
-    """Return [S, S, 3 or 4] uint8 as the bytes of a small PNG."""
+def encode_png(image: np.ndarray, optimize: bool) -> bytes:
+    """Return [S, S, 3 or 4] uint8 as the bytes of a PNG, as small as Pillow can if `optimize`."""
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format="PNG", optimize=True)
+    Image.fromarray(image).save(buffer, format="PNG", optimize=optimize, compress_level=7)
     return buffer.getvalue()
 
 

@@ -49,6 +49,8 @@ class MeshSetConfig:
     voxel_size: int = 32
     supersampling: int = 2
     """Rays per pixel and axis at `image_size`."""
+    optimize_png: bool = False
+    """Make the files of the views 4 % smaller and be four times as long about it."""
     seed: int = 0
     train_fraction: float = 0.8
     duplicate_iou: float = 0.85
@@ -67,8 +69,10 @@ class MeshSetConfig:
         return (self.image_size, *self.smaller_sizes)
 
     def settings(self) -> dict[str, Any]:
-        """What a manifest says of this config; without the sizes that there are none of."""
+        """What a manifest says of this config; without the sizes that there are none of, and
+        without how PNGs are packed, which changes no pixel."""
         settings = dataclasses.asdict(self)
+        del settings["optimize_png"]
         if not self.smaller_sizes:
             del settings["smaller_sizes"]
         return settings
@@ -76,7 +80,7 @@ class MeshSetConfig:
     def layout_settings(self) -> dict[str, Any]:
         """What of it decides the bytes of the layout."""
         names = ("image_size", "smaller_sizes", "views", "voxel_size", "supersampling", "seed")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in (*names, "optimize_png")}
 
 
 class Entry(Protocol):
@@ -326,7 +330,7 @@ def build_model(roots: Mapping[int, Path], config: MeshSetConfig, job: Job) -> l
         cameras = render.cameras(config.seed, model.name, config.views)
         images = _views(render.Renderer(shape), cameras, config)
         for size, root in roots.items():
-            layout.write_model(root, model, images[size], cameras, grid)
+            layout.write_model(root, model, images[size], cameras, grid, config.optimize_png)
     remarks = mesh.remarks if 0 in job.copies else ()  # once
     return [Finding(original, remark, unusable=False) for remark in remarks]
 

@@ -38,6 +38,7 @@ PRESETS = {
         copies=2,
         least_per_category=4,
         records_per_shard=128,
+        optimize_png=True,
     ),
 }
 """What can be built by name: everything, and the set that lies in the repository."""

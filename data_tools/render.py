@@ -164,12 +164,25 @@ def develop(rays: np.ndarray, image_size: int) -> np.ndarray:
     R need not be a multiple of S: a ray that lies in two pixels counts for each by its share.
     """
     taps, weights = _areas(len(rays), image_size)
-    for _ in range(2):  # rows; then, turned, columns
-        parts = (weights[:, t, None, None] * rays[taps[:, t]] for t in range(taps.shape[1]))
+    image = np.zeros((image_size, image_size, 4), np.uint8)
+    met = rays[..., 3] > 0
+    # Most of a view is empty: from the first pixel to the last one that has something in it.
+    rows, columns = (np.flatnonzero(met.any(axis)[taps].any(1)) for axis in (1, 0))
+    if not len(rows):
+        return image
+    rows, columns = (np.arange(pixels[0], pixels[-1] + 1) for pixels in (rows, columns))
+    first, last = taps[columns[0], 0], taps[columns[-1], -1]
+    rays = rays[:, first : last + 1]
+    for pixels, offset in ((rows, 0), (columns, first)):  # rows; then, turned, columns
+        parts = (
+            weights[pixels, t, None, None] * rays[taps[pixels, t] - offset]
+            for t in range(taps.shape[1])
+        )
         rays = functools.reduce(np.add, parts).swapaxes(0, 1)
     coverage = rays[..., 3:]
     rgba = np.concatenate([rays[..., :3] / np.maximum(coverage, 1e-9), coverage], axis=-1)
-    return np.round(255.0 * np.clip(rgba, 0.0, 1.0)).astype(np.uint8)
+    image[np.ix_(rows, columns)] = np.round(255.0 * np.clip(rgba, 0.0, 1.0))
+    return image
 
 
 @functools.cache

@@ -38,8 +38,8 @@ def subject(
         "step": tf.constant(0),
         "first_object": tf.constant(0),
     }
-    # What runs in a loop: the codec, or the grid.
-    trips = views if resolved.uses("grid_size") else iterations
+    # What runs in a loop: the grid, or the codec from its second iteration on.
+    trips = views if resolved.uses("grid_size") else iterations - 1
     noise = BinarizerNoise(tf.constant([0, 0]), tf.constant(0), tf.constant(objects * views))
 
     # Everything that is run is an output of its graph; what is no output would be left out of it.

@@ -319,6 +319,7 @@ def main(argv: Sequence[str]) -> None:
     """Start the camera, receive until it ends, say what came of it."""
     values = flags.FLAGS
     sent, faults, ground = _checked()
+    print(f"starting both ends: {sent.camera} and {ground}", flush=True)
     examples = read(sent)
     station = Station.of_export(ground)
     context = multiprocessing.get_context("spawn")
@@ -339,4 +340,4 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     define_flags()
-    entry.run(main)
+    entry.run(main, interrupted="interrupted")

@@ -108,7 +108,7 @@ def _cell(kernel: int, hidden: int, stride: int) -> Row:
     side = 6 // stride
 
     def call(layer, x, iterations, step):
-        state = layer.zero_state(tf.shape(x)[0], 6, 6)
+        state = None
         for t in range(iterations):
             state = layer(x[:, t], state)
         return state._asdict()
@@ -180,11 +180,11 @@ class Recurrence(tf.keras.layers.Layer):
 
     def call(self, inputs: tf.Tensor, iterations: int) -> list[tf.Tensor]:
         def step(t, state, inputs):
-            state = tf.tanh(state @ self.kernel + inputs * tf.cast(t + 1, inputs.dtype))
+            before = 0.0 if state is None else state @ self.kernel
+            state = tf.tanh(before + inputs * tf.cast(t + 1, inputs.dtype))
             return state, (state, state * inputs)
 
-        first, dtypes = tf.zeros_like(inputs), [inputs.dtype] * 2
-        outputs = repeat(step, iterations, first, inputs, dtypes, self.recompute)
+        outputs = repeat(step, iterations, inputs, [inputs.dtype] * 2, self.recompute)
         return [tf.transpose(output, [1, 0, 2]) for output in outputs]
 
     @staticmethod

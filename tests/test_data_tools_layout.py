@@ -52,6 +52,14 @@ def split_list(tmp_path):
     return tmp_path / "split.json"
 
 
+def test_views_may_be_packed_in_less_time_or_in_fewer_bytes():
+    image = np.random.default_rng(0).integers(0, 9, (68, 68, 4), np.uint8)
+    fast, small = (layout.encode_png(image, optimize) for optimize in (False, True))
+    assert len(small) < len(fast)
+    for png in (fast, small):
+        np.testing.assert_array_equal(Image.open(io.BytesIO(png)), image)
+
+
 def test_the_layout_is_that_of_the_data_set(tmp_path):
     _, cameras, _ = shapenet_sample.write(tmp_path, CHAIRS[0])
     files = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file())

@@ -187,6 +187,21 @@ def test_a_ray_in_two_pixels_counts_for_each_by_its_share():
     assert (whole == 255).all()
 
 
+@pytest.mark.parametrize("size", [4, 7, 13])
+@pytest.mark.parametrize("window", [(0, 13, 0, 13), (2, 5, 9, 13), (12, 13, 0, 1), (6, 6, 6, 6)])
+def test_what_is_seen_may_be_anywhere_or_nothing(window, size):
+    rays = np.zeros((13, 13, 4))
+    top, bottom, left, right = window
+    seen = rays[top:bottom, left:right]
+    seen[..., 3] = 1
+    seen[..., :3] = np.random.default_rng(0).random(seen.shape)[..., :3]
+    # Every ray as size x size little ones, every pixel as 13 x 13 of them.
+    fine = rays.repeat(size, 0).repeat(size, 1).reshape(size, 13, size, 13, 4).mean((1, 3))
+    covered = fine[..., 3:]
+    expected = np.concatenate([fine[..., :3] / np.maximum(covered, 1e-9), covered], -1)
+    np.testing.assert_allclose(render.develop(rays, size), 255 * expected, atol=0.5001)
+
+
 def test_a_smaller_view_of_the_same_rays_shows_the_same(steps):
     camera = render.cameras(0, "steps", 1)[0]
     rays = render.Renderer(steps).cast(camera, 274)

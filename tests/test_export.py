@@ -664,6 +664,7 @@ def test_the_check_looks_at_views_of_one_rate_where_there_are_several(tmp_path):
 # --- Mixed precision ------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_run_in_mixed_precision_is_exported_too(data, tmp_path):
     # Where there are no instructions for bfloat16, a training step of any size takes seconds.

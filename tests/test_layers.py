@@ -60,7 +60,7 @@ def test_the_cell_with_equal_kernels_is_keras_conv_lstm_2d(kernel_size, stride):
     cell.build((None, None, None, 3))
     cell.set_weights(keras.get_weights())
 
-    state = cell.zero_state(2, 8, 6)
+    state = None
     for step in range(5):
         state = cell(images[:, step], state)
         np.testing.assert_allclose(state.hidden, expected[:, step], atol=1e-6)
@@ -76,7 +76,7 @@ def test_the_cell_with_any_kernels_equals_numpy(
     cell = ConvLSTMCell(4, kernel_size, hidden_kernel_size, stride)
     cell.build((None, None, None, 3))
     randomise(cell)
-    state = cell.zero_state(2, height, width)
+    state = None
     expected = np.zeros((2, -(-height // stride), -(-width // stride), 4)), np.zeros(())
     for step in range(4):
         x = normal(step, 2, height, width, 3)
@@ -112,12 +112,23 @@ def test_the_cell_has_the_published_number_of_parameters(
 def test_the_state_of_a_cell_starts_at_zero_and_carries_over():
     cell = ConvLSTMCell(4, stride=2)
     x = normal(0, 1, 8, 8, 3)
-    zero = cell.zero_state(1, 8, 8)
-    assert zero.hidden.shape == zero.cell.shape == (1, 4, 4, 4)
-    assert not np.any(zero.hidden) and not np.any(zero.cell)
-    first = cell(x, zero)
+    first = cell(x)
+    zeros = np.zeros((1, 4, 4, 4), np.float32)
+    for ours, theirs in zip(cell(x, ConvLSTMState(zeros, zeros)), first):
+        np.testing.assert_array_equal(ours, theirs)
     assert np.abs(cell(x, first).hidden - first.hidden).max() > 1e-3
-    np.testing.assert_array_equal(cell(x, zero).hidden, first.hidden)
+    np.testing.assert_array_equal(cell(x).hidden, first.hidden)
+
+
+def test_a_cell_without_a_state_convolves_its_input_alone():
+    cell = ConvLSTMCell(4)
+    x = normal(0, 1, 8, 8, 3)
+
+    def convolutions(*states) -> int:
+        graph = tf.function(cell).get_concrete_function(x, *states).graph
+        return sum(operation.type == "Conv2D" for operation in graph.get_operations())
+
+    assert (convolutions(), convolutions(cell(x))) == (1, 2)
 
 
 def test_the_gradient_of_a_cell_equals_finite_differences():
@@ -349,17 +360,21 @@ def test_the_gradient_of_up_conv_equals_finite_differences():
 
 
 class Walk:
-    """A recurrent step with two states, two inputs, two variables and outputs of two types."""
+    """A recurrent step with two states, four inputs, two variables and outputs of two types.
+
+    Two of the inputs are where the states start.
+    """
 
     def __init__(self) -> None:
         self.turn = tf.Variable(normal(0, 3, 3) / 2)
         self.bias = tf.Variable(normal(1, 3))
         tensors = [tf.constant(normal(2 + index, 4, 3)) for index in range(4)]
-        self.state = {"place": tensors[0], "speed": tensors[1]}
-        self.inputs = tensors[2], tensors[3][0]
+        start = {"place": tensors[0], "speed": tensors[1]}
+        self.inputs = start, tensors[2], tensors[3][0]
 
     def step(self, t, state, inputs):
-        force, scale = inputs
+        start, force, scale = inputs
+        state = state or start
         time = tf.cast(t, tf.float32) / 10
         speed = tf.tanh(state["speed"] @ self.turn + force * tf.cos(time) + self.bias)
         place = state["place"] + speed * scale
@@ -368,7 +383,7 @@ class Walk:
 
     def by_hand(self, count: int) -> tuple[list, list]:
         """The outputs of `count` steps, one after the other."""
-        state, outputs = self.state, []
+        state, outputs = None, []
         for t in range(count):
             state, now = self.step(tf.constant(t), state, self.inputs)
             outputs.append(now)
@@ -376,11 +391,11 @@ class Walk:
 
     def repeated(self, count, recompute: bool) -> list:
         dtypes = (tf.float32, tf.float64)
-        return repeat(self.step, count, self.state, self.inputs, dtypes, recompute)
+        return repeat(self.step, count, self.inputs, dtypes, recompute)
 
     def differentiate(self, outputs_of) -> tuple[list, list]:
-        """Outputs, and gradients of a sum of them to the states, the inputs and the variables."""
-        sources = [*tf.nest.flatten((self.state, self.inputs)), self.turn, self.bias]
+        """Outputs, and gradients of a sum of them to the inputs and the variables."""
+        sources = [*tf.nest.flatten(self.inputs), self.turn, self.bias]
         with tf.GradientTape() as tape:
             tape.watch(sources)
             places, speeds = outputs_of(self)
@@ -425,18 +440,18 @@ def test_repeating_a_step_works_in_one_graph_for_any_count(recompute):
 
 
 @pytest.mark.parametrize("recompute", [False, True])
-def test_a_repeated_step_may_do_without_inputs_variables_and_gradients(recompute):
-    state = tf.constant([1.0, 2.0])
+def test_a_repeated_step_may_do_without_variables_and_gradients(recompute):
+    def double(t, state, inputs):
+        now = inputs if state is None else state
+        return 2 * now, [now]
+
+    start = tf.constant([1.0, 2.0])
     with tf.GradientTape() as tape:
-        tape.watch(state)
-        (outputs,) = repeat(
-            lambda t, state, inputs: (2 * state, [state]), 4, state, (), [tf.float32], recompute
-        )
+        tape.watch(start)
+        (outputs,) = repeat(double, 4, start, [tf.float32], recompute)
     np.testing.assert_array_equal(outputs, np.outer([1, 2, 4, 8], [1, 2]))
-    np.testing.assert_array_equal(tape.gradient(outputs, state), [15, 15])
-    (counted,) = repeat(
-        lambda t, state, inputs: (state, [t * inputs]), 3, state, tf.constant(5), [tf.int32]
-    )
+    np.testing.assert_array_equal(tape.gradient(outputs, start), [15, 15])
+    (counted,) = repeat(lambda t, state, inputs: (t, [t * inputs]), 3, tf.constant(5), [tf.int32])
     np.testing.assert_array_equal(counted, [0, 5, 10])
 
 
@@ -459,12 +474,13 @@ def test_recomputing_runs_every_step_a_second_time_and_keeping_does_not(recomput
 
     def step(t, state, inputs):
         tf.py_function(lambda t: ran.append(int(t)), [t], [])
-        return state * weight, [state]
+        now = inputs if state is None else state
+        return now * weight, [now]
 
     @tf.function
     def gradient():
         with tf.GradientTape() as tape:
-            (outputs,) = repeat(step, 3, tf.constant(1.0), (), [tf.float32], recompute)
+            (outputs,) = repeat(step, 3, tf.constant(1.0), [tf.float32], recompute)
         return tape.gradient(outputs, weight)
 
     assert float(gradient()) == 1 + 2 * 2  # of 1 + w + w^2

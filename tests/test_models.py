@@ -326,12 +326,12 @@ def residual_recursion(model: Codec, given: np.ndarray, iterations: int) -> tf.T
         for _ in range(iterations):
             x = model.encoder_conv(image[np.newaxis] - reconstructed)
             for cell in model.encoder_cells:
-                encoder[cell] = cell(x, encoder.get(cell) or cell.zero_state(1, *x.shape[1:3]))
+                encoder[cell] = cell(x, encoder.get(cell))
                 x = encoder[cell].hidden
             x = model.decoder_conv(np.where(x >= 0, np.float32(1), np.float32(-1)))
             x = reference.depth_to_space(x.numpy())
             for cell in model.decoder_cells:
-                decoder[cell] = cell(x, decoder.get(cell) or cell.zero_state(1, *x.shape[1:3]))
+                decoder[cell] = cell(x, decoder.get(cell))
                 x = reference.depth_to_space(decoder[cell].hidden.numpy())
             update = np.tanh(model.output_conv(x)) / 2
             reconstructed = 0.5 + update + model.gamma * (reconstructed - 0.5)
@@ -718,7 +718,7 @@ def test_the_encoder_is_trained_through_the_bits_as_if_they_were_its_activation(
     with tf.GradientTape(persistent=True) as tape:
         x = codec.encoder_conv(given - 0.5)
         for cell in codec.encoder_cells:
-            x = cell(x, cell.zero_state(2, *x.shape[1:3])).hidden
+            x = cell(x).hidden
         bits = tf.where(x >= 0, 1.0, -1.0)
         tape.watch(bits)
         loss = tf.reduce_sum(tf.square(codec.decode(bits[:, np.newaxis])))

@@ -155,6 +155,7 @@ def compression(records) -> Learned:
     return learn(records, "compression", 300, **ORIGINAL)
 
 
+@pytest.mark.long
 def test_compression_learns_four_objects(compression):
     assert compression.last < compression.first / 4
     assert_images_are_learned(compression)

@@ -134,38 +134,52 @@ def use_the_shell(cwd: Path) -> None:
     assert "<canvas" in (cwd / "runs" / "chair.html").read_text(encoding="utf-8")
 
 
-@pytest.mark.slow
-def test_train_evaluate_tensorboard_and_the_snippet_work_as_written(tmp_path):
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A directory in which the demo's model was trained for two steps, exported and evaluated."""
+    path = tmp_path_factory.mktemp("readme")
+    (path / "configs").symlink_to(ROOT / "configs")
+    (path / "examples").symlink_to(ROOT / "examples")
     trains = [line for line in commands() if line.startswith(f"{PYTHON} -m tfjoint.train")]
     trains = [line for line in trains if "--model=direct" in line]
     short, long = sorted(trains, key=lambda line: "--steps" not in line)
     assert short.startswith(f"{long} --steps=40 --run_dir=")
-    printed = run(f"{long} --steps=2", tmp_path)
+    printed = run(f"{long} --steps=2", path)
     assert "exported: runs/direct/export/1" in printed
 
     evaluate = command("tfjoint.evaluate --export=runs/direct")
-    printed = run(evaluate, tmp_path)
-    output = re.search(r"--output=(\S+)", evaluate)[1]
-    rows = json.loads((tmp_path / output).read_text(encoding="utf-8"))["rows"]
+    printed = run(evaluate, path)
+    results = path / re.search(r"--output=(\S+)", evaluate)[1]
+    rows = json.loads(results.read_text(encoding="utf-8"))["rows"]
     assert {row["views"] for row in rows} == {3} and len(rows) == 8
-    assert report.table(json.loads((tmp_path / output).read_text(encoding="utf-8"))) in printed
+    assert report.table(json.loads(results.read_text(encoding="utf-8"))) in printed
+    (path / "runs/direct/results.json").write_bytes(results.read_bytes())
+    return path
 
-    use_the_shell(tmp_path)
-    (tmp_path / "runs/direct/results.json").write_bytes((tmp_path / output).read_bytes())
-    assert "real rate" in run(command("--bytes"), tmp_path)
 
-    printed = run(command("tfjoint.view"), tmp_path)
-    shown = Path(output).with_suffix(".html")
-    assert f"page: {shown}" in printed and (tmp_path / shown).stat().st_size > 2**20
+@pytest.mark.slow
+def test_a_run_is_looked_at_as_written(trained):
+    printed = run(command("tfjoint.view"), trained)
+    shown = re.search(r"--output=(\S+)\.json", command("tfjoint.evaluate --export=runs/direct"))[1]
+    assert f"page: {shown}.html" in printed
+    assert (trained / f"{shown}.html").stat().st_size > 2**20
 
     logdir = re.search(r"--logdir=(\S+)", command("tensorboard"))[1]
     inspect = f"{PYTHON} -m tensorboard.main --inspect --logdir={logdir}"
-    assert "scalars" in run(inspect, tmp_path)
+    assert "scalars" in run(inspect, trained)
 
     assert "test: 35 objects" in run(command("data_tools.verify"), ROOT)
 
-    divided = run(command("tfjoint.split"), tmp_path)
+
+@pytest.mark.slow
+def test_the_shell_works_as_written(trained):
+    use_the_shell(trained)
+    assert "real rate" in run(command("--bytes"), trained)
+
+
+@pytest.mark.slow
+def test_both_ends_work_as_written(trained):
+    divided = run(command("tfjoint.split"), trained)
     assert re.findall(r"runs/direct/(\S+)", divided) == [
         "export/1", "ends/camera/1", "ends/ground/1", "ends/lite/1"
     ]  # fmt: skip
@@ -173,19 +187,23 @@ def test_train_evaluate_tensorboard_and_the_snippet_work_as_written(tmp_path):
     assert len(snippets) == 2
     for snippet in snippets:
         result = subprocess.run(
-            [sys.executable, "-c", snippet], cwd=tmp_path, capture_output=True, text=True
+            [sys.executable, "-c", snippet], cwd=trained, capture_output=True, text=True
         )
         assert result.returncode == 0, result.stderr
         promised = re.findall(r"#\s*(\([\d, ]+\))", snippet)
         assert promised and result.stdout.splitlines() == promised
 
-    (tmp_path / "examples").symlink_to(ROOT / "examples")
+
+@pytest.mark.long
+def test_what_cameras_and_lost_views_cost_is_measured_as_written(trained):
+    if not (trained / "runs/direct/ends").is_dir():
+        run(command("tfjoint.split"), trained)
     fewer = "--views=1"
-    assert "camera.json" in run(f"{command('tfjoint.camera')} {fewer}", tmp_path)
-    assert "arrivals.json" in run(f"{command('tfjoint.arrivals')} {fewer}", tmp_path)
+    assert "camera.json" in run(f"{command('tfjoint.camera')} {fewer}", trained)
+    assert "arrivals.json" in run(f"{command('tfjoint.arrivals')} {fewer}", trained)
     faster = "--objects=2 --bytes_per_second=60000"
-    assert "10 packets sent" in run(f"{command('examples/link.py')} {faster}", tmp_path)
-    assert "<canvas" in (tmp_path / "runs" / "link.html").read_text(encoding="utf-8")
+    assert "10 packets sent" in run(f"{command('examples/link.py')} {faster}", trained)
+    assert "<canvas" in (trained / "runs" / "link.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow

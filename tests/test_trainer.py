@@ -197,16 +197,25 @@ def test_both_losses_go_down(data, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def mixed(data, tmp_path_factory) -> Path:
-    """A run in mixed precision that writes often."""
-    given = {"precision": "mixed_bfloat16", "loss_weight": 3, "log_every": 2, "picture_every": 3}
-    return runs.train(data, tmp_path_factory.mktemp("mixed") / "run", steps=5, **given)
+def talkative(data, tmp_path_factory) -> Path:
+    """A run that writes often."""
+    given = {"loss_weight": 3, "log_every": 2, "picture_every": 3}
+    return runs.train(data, tmp_path_factory.mktemp("talkative") / "run", steps=5, **given)
 
 
-def test_the_loss_is_the_weighted_sum_of_its_parts(mixed):
+def test_the_loss_is_the_weighted_sum_of_its_parts(talkative):
     for step in (1, 2, 4, 5):
-        parts = [runs.curve(mixed, name)[step] for name in ("L_comp", "L_3D")]
-        assert runs.curve(mixed, "loss")[step] == pytest.approx(parts[0] + 3 * parts[1], rel=1e-6)
+        parts = [runs.curve(talkative, name)[step] for name in ("L_comp", "L_3D")]
+        loss = runs.curve(talkative, "loss")[step]
+        assert loss == pytest.approx(parts[0] + 3 * parts[1], rel=1e-6)
+
+
+@pytest.fixture(scope="module")
+def mixed(data, tmp_path_factory) -> Path:
+    """A run in mixed precision: where there are no instructions for it, a step takes seconds."""
+    given = {"batch_size": 1, "views_max": 1, "iterations_max": 2, "picture_every": ENDLESS}
+    path = tmp_path_factory.mktemp("mixed") / "run"
+    return runs.train(data, path, steps=1, precision="mixed_bfloat16", **given)
 
 
 def test_weights_are_float32_and_the_policy_is_the_callers_in_mixed_precision(data, mixed):
@@ -436,6 +445,7 @@ def test_another_seed_gives_other_weights(other, finished):
     assert not any(np.array_equal(ours[n], theirs[n]) for n in ours if np.ndim(ours[n]))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_run_killed_at_any_moment_ends_with_the_same_weights(data, tmp_path):
     """SIGKILL while it starts, between checkpoints, and while one is being written."""
@@ -581,9 +591,9 @@ def test_the_log_holds_meshes_of_reconstruction_and_truth(data, finished):
         assert found[f"{name}/reconstruction_COLOR"].dtype == np.uint8
 
 
-def test_curves_and_pictures_come_as_often_as_asked(mixed):
-    assert list(runs.curve(mixed, "loss")) == [1, 2, 4, 5]
-    assert {s for s, _, plugin, _ in runs.events(mixed) if plugin == "images"} == {3, 5}
+def test_curves_and_pictures_come_as_often_as_asked(talkative):
+    assert list(runs.curve(talkative, "loss")) == [1, 2, 4, 5]
+    assert {s for s, _, plugin, _ in runs.events(talkative) if plugin == "images"} == {3, 5}
 
 
 def test_a_progress_line_says_step_speed_parts_and_time_left():

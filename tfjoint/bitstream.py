@@ -35,7 +35,7 @@ from typing import Any, NamedTuple, Protocol, Union
 
 import numpy as np
 
-from tfjoint.config import DOWNSAMPLING, FLOAT_BITS, Config
+from tfjoint.config import DOWNSAMPLING, FLOAT_BITS, MOST_COUNTED, Config
 from tfjoint.errors import UserError
 
 MAGIC = b"TFJ"
@@ -171,9 +171,9 @@ class Codes:
             raise BitstreamError(
                 f"codes must be {dtype} [{wanted}]. Received: {values.dtype} {list(values.shape)}"
             )
-        if not all(1 <= count <= 255 for count in counts):
+        if not all(1 <= count <= MOST_COUNTED for count in counts):
             raise BitstreamError(
-                f"views and iterations must be in [1, 255]. Received: {list(counts)}"
+                f"views and iterations must be in [1, {MOST_COUNTED}]. Received: {list(counts)}"
             )
         if not _allowed(values):
             allowed = "-1 or +1" if self.source.binary else "in [-1, 1]"
@@ -353,7 +353,7 @@ def encode_packet(packet: Packet, coder: Coder | None = None) -> bytes:
     Raises:
       BitstreamError: a number is out of range, or the coder is for other codes.
     """
-    if not (0 <= packet.object_number < 2**16 and 0 <= packet.view < 255):
+    if not (0 <= packet.object_number < 2**16 and 0 <= packet.view < MOST_COUNTED):
         raise BitstreamError(
             "a packet has an object number in [0, 65535] and a view in [0, 254]. Received: "
             f"{packet.object_number} and {packet.view}"
@@ -388,7 +388,7 @@ def decode_packet(data: Bytes, source: Source, coder: Coder | None = None) -> Pa
     flags, object_number, view = _PACKET.unpack(data[: _PACKET.size])
     iterations = data[_PACKET.size] if source.iterative else None
     header = Header(source, 1, iterations, TABLE if flags & _TABLE else RAW)
-    if flags & ~_LAST != _flags(header) or iterations == 0 or view == 255:
+    if flags & ~_LAST != _flags(header) or iterations == 0 or view == MOST_COUNTED:
         raise BitstreamError(
             f"the packet is damaged or not from {source}: it starts with "
             f"{bytes(data[:start]).hex()}; drop it"

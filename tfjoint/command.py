@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from tfjoint import __version__, entry, files, words
+from tfjoint.config import MOST_COUNTED
 from tfjoint.errors import UserError, run_or_exit
 
 if TYPE_CHECKING:
@@ -31,8 +32,6 @@ MODEL = "TFJOINT_MODEL"
 """The environment variable that stands for --model."""
 STREAM = "-"
 """The name of standard input and output."""
-MOST_VIEWS = 255
-"""Of an object; a .tfj file has a byte for their number."""
 
 _LONGEST_MESSAGE = 200
 
@@ -135,8 +134,10 @@ def _add_rate(part: argparse.ArgumentParser, otherwise: str) -> argparse._Mutual
 
 
 def _read_iterations(text: str) -> int:
-    if not (text.isdecimal() and 1 <= int(text) <= 255):
-        raise argparse.ArgumentTypeError(f"iterations must be in [1, 255]. Received: {text!r}")
+    if not (text.isdecimal() and 1 <= int(text) <= MOST_COUNTED):
+        raise argparse.ArgumentTypeError(
+            f"iterations must be in [1, {MOST_COUNTED}]. Received: {text!r}"
+        )
     return int(text)
 
 
@@ -442,9 +443,9 @@ def _require_photos(paths: Sequence[str], given: argparse.Namespace) -> None:
     """Refuse what can be refused before a model is loaded, which takes seconds."""
     from tfjoint import photos
 
-    if len(paths) > MOST_VIEWS:
+    if len(paths) > MOST_COUNTED:
         raise CommandError(
-            f"an object has {MOST_VIEWS} views at most. Received: {len(paths)} photos; give fewer"
+            f"an object has {MOST_COUNTED} views at most. Received: {len(paths)} photos; give fewer"
         )
     for path in paths:
         photos.require_file(path)

@@ -22,6 +22,8 @@ RAW_BITS = 24
 """Bits of a raw pixel."""
 FLOAT_BITS = 32
 """Bits of a code value without binarizer."""
+MOST_COUNTED = 255
+"""Views of an object, or iterations: a .tfj file has a byte for the number of each."""
 
 CODECS = ("small_a", "small_b", "original")
 UNPOOLINGS = ("nearest", "zeros")

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
 
-from tfjoint.errors import UserError, run_or_exit
+from tfjoint.errors import INTERRUPTED, UserError, run_or_exit
 
 
 class FlagError(UserError):
     """A flag that absl does not accept."""
 
 
-def run(main: Callable[[Sequence[str]], None], inputs: int = 0) -> None:
+def run(
+    main: Callable[[Sequence[str]], None], inputs: int = 0, interrupted: str = INTERRUPTED
+) -> None:
     """Parse the flags and run `main(argv)`; a `UserError` ends in one line and exit code 2.
 
     Args:
       main: the command.
       inputs: how many arguments that are no flags it takes, at most.
+      interrupted: what Ctrl-C ends with, see `errors.run_or_exit`.
     """
     set_environment()
     logging.set_verbosity(logging.WARNING)
-    run_or_exit(lambda: app.run(main, flags_parser=lambda argv: parse(argv, inputs)))
+    parser = functools.partial(parse, inputs=inputs)
+    run_or_exit(lambda: app.run(main, flags_parser=parser), interrupted)
 
 
 def set_environment() -> None:

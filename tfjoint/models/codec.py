@@ -124,23 +124,17 @@ class Codec(tf.keras.Model):
     ) -> Compressed:
         """Encode and decode images [N, H, W, 3] in [0, 1] in `iterations` iterations."""
         centred = tf.cast(images, tf.float32) - 0.5
-        rows, height, width = _sides(centred)
 
         def iterate(t, state, centred):
-            encoder, decoder, estimate = state
+            encoder, decoder, estimate = state or (None, None, 0.0)
             code, encoder = self._encode_step(centred - estimate, encoder, t, noise)
             estimate, decoder = self._decode_step(code, decoder, estimate)
             return (encoder, decoder, estimate), (code, estimate + 0.5)
 
-        state = (
-            self._encoder_state(rows, height, width),
-            self._decoder_state(rows, height, width),
-            tf.zeros_like(centred),
-        )
         dtypes = (self.compute_dtype, tf.float32)
         # In training alone: a gradient that computes again cannot be saved in an export.
         recompute = self.recompute and noise is not None
-        steps = repeat(iterate, iterations, state, centred, dtypes, recompute)
+        steps = repeat(iterate, iterations, centred, dtypes, recompute)
         return Compressed(*map(_iterations_second, steps))
 
     def encode_padded(self, images: tf.Tensor, iterations: tf.Tensor | int, most: int) -> tf.Tensor:
@@ -150,7 +144,6 @@ class Codec(tf.keras.Model):
         sides of `images` are static.
         """
         centred = tf.cast(images, tf.float32) - 0.5
-        rows, height, width, _ = centred.shape
 
         def iterate(t, encoder, decoder, estimate, codes):
             code, encoder = self._encode_step(centred - estimate, encoder, t, None)
@@ -158,35 +151,25 @@ class Codec(tf.keras.Model):
             here = tf.reshape(tf.one_hot(t, most, dtype=code.dtype), [1, most, 1, 1, 1])
             return t + 1, encoder, decoder, estimate, codes + here * code[:, tf.newaxis]
 
-        shape = [rows, most, height // DOWNSAMPLING, width // DOWNSAMPLING, self.code_channels]
-        state = (
-            tf.constant(0),
-            self._encoder_state(rows, height, width),
-            self._decoder_state(rows, height, width),
-            tf.zeros_like(centred),
-            tf.zeros(shape, self.compute_dtype),
-        )
-        return tf.while_loop(lambda t, *_: t < iterations, iterate, state)[-1]
+        first = iterate(tf.constant(0), None, None, 0.0, 0.0)
+        return tf.while_loop(lambda t, *_: t < iterations, iterate, first)[-1]
 
     def decode(self, codes: tf.Tensor) -> tf.Tensor:
         """Return the images [N, T, H, W, 3] after each iteration of codes [N, T, h, w, M]."""
-        rows, height, width = _sides(codes[:, 0])
-        height, width = height * DOWNSAMPLING, width * DOWNSAMPLING
         codes = tf.transpose(tf.cast(codes, self.compute_dtype), [1, 0, 2, 3, 4])  # [T, N, ...]
 
         def iterate(t, state, codes):
-            decoder, estimate = state
+            decoder, estimate = state or (None, 0.0)
             estimate, decoder = self._decode_step(codes[t], decoder, estimate)
             return (decoder, estimate), (estimate + 0.5,)
 
-        state = self._decoder_state(rows, height, width), tf.zeros([rows, height, width, 3])
-        (decoded,) = repeat(iterate, tf.shape(codes)[0], state, codes, (tf.float32,))
+        (decoded,) = repeat(iterate, tf.shape(codes)[0], codes, (tf.float32,))
         return _iterations_second(decoded)
 
     def _encode_step(self, residual, states, t, noise):
         features = self.encoder_conv(residual)
         new_states = []
-        for cell, state in zip(self.encoder_cells, states):
+        for cell, state in zip(self.encoder_cells, states or [None] * len(self.encoder_cells)):
             state = cell(features, state)
             features = state.hidden
             new_states.append(state)
@@ -201,7 +184,7 @@ class Codec(tf.keras.Model):
         if self.variant.doubles_first:
             features = tf.nn.depth_to_space(features, 2)
         new_states = []
-        for cell, state in zip(self.decoder_cells, states):
+        for cell, state in zip(self.decoder_cells, states or [None] * len(self.decoder_cells)):
             state = cell(features, state)
             features = tf.nn.depth_to_space(state.hidden, 2)
             new_states.append(state)
@@ -216,19 +199,6 @@ class Codec(tf.keras.Model):
         # Pixels per position of each decoder RNN.
         first = DOWNSAMPLING // 2 if self.variant.doubles_first else DOWNSAMPLING
         return [first // 2**i for i in range(self.variant.decoder_rnns)]
-
-    def _encoder_state(self, rows, height, width):
-        scales = (2, 4, 8)  # of each cell's input, after the first convolution
-        return tuple(
-            cell.zero_state(rows, height // s, width // s)
-            for cell, s in zip(self.encoder_cells, scales)
-        )
-
-    def _decoder_state(self, rows, height, width):
-        return tuple(
-            cell.zero_state(rows, height // s, width // s)
-            for cell, s in zip(self.decoder_cells, self._decoder_scales)
-        )
 
 
 def _check(variant: Variant, encoder_rnns: Sequence[int], decoder_channels: Sequence[int]) -> None:
@@ -259,13 +229,6 @@ def _conv(channels: int, kernel_size: int, stride: int = 1) -> tf.keras.layers.C
 
 def _channels(layer: tf.keras.layers.Layer) -> int:
     return layer.filters if isinstance(layer, tf.keras.layers.Conv2D) else layer.channels
-
-
-def _sides(images: tf.Tensor) -> tuple[tf.Tensor, int | tf.Tensor, int | tf.Tensor]:
-    """Return rows (dynamic), height and width (static where known) of [N, H, W, C]."""
-    dynamic = tf.shape(images)
-    height, width = images.shape[1] or dynamic[1], images.shape[2] or dynamic[2]
-    return dynamic[0], height, width
 
 
 def _iterations_second(steps: tf.Tensor) -> tf.Tensor:

@@ -70,7 +70,7 @@ def table(
 
 
 def codec(
-    peer: Path, repetitions: int, profile: str, rows: int = 6, iterations: int = 2, side: int = 128
+    peer: Path, repetitions: int, profile: str, rows: int = 6, iterations: int = 4, side: int = 128
 ) -> dict[str, Any]:
     """Return the seconds of a training step of the original network, ours and the peer's."""
     shape = {"rows": rows, "side": side, "iterations": iterations}

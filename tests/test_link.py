@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -197,7 +199,8 @@ def test_two_processes_end_in_the_shapes_that_arrived_and_a_page(ends, tmp_path)
     flags = ("--objects=2", "--views=3", "--iterations=2", "--loss=0", "--reorder=0.5")
     result = runs.finish(command(ends, *flags, f"--page={tmp_path / 'page.html'}"))
     assert result.returncode == 0, result.stderr
-    *lines, total, page = result.stdout.splitlines()
+    first, *lines, total, page = result.stdout.splitlines()
+    assert first.startswith(f"starting both ends: {ends}")
     assert page == f"page: {tmp_path / 'page.html'}"
     assert "object-012" in (tmp_path / "page.html").read_text(encoding="utf-8")
     assert len(lines) == 6 and all(" refined: " in line for line in lines)
@@ -205,6 +208,22 @@ def test_two_processes_end_in_the_shapes_that_arrived_and_a_page(ends, tmp_path)
     assert total == (
         f"6 packets sent, 0 lost, 0 damaged; mIoU {np.mean(list(last.values())):.3f} of 2 objects"
     )
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_both_with_one_word(ends):
+    process = subprocess.Popen(
+        command(ends, "--bytes_per_second=1"),
+        cwd=runs.ROOT,
+        env=runs.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline().startswith("starting")
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert (process.returncode, error) == (130, "interrupted\n")
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from tfjoint.layers import (
     initializers,
     repeat,
 )
+from tfjoint.layers.convolution import WIDE, convolve
 
 
 def normal(seed: int, *shape: int) -> np.ndarray:
@@ -129,6 +130,39 @@ def test_a_cell_without_a_state_convolves_its_input_alone():
         return sum(operation.type == "Conv2D" for operation in graph.get_operations())
 
     assert (convolutions(), convolutions(cell(x))) == (1, 2)
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [("float32", 1e-5), ("bfloat16", 0.05)])
+@pytest.mark.parametrize(
+    ("kernel_size", "stride", "height", "width"),
+    [(3, 1, 7, 6), (3, 2, 8, 6), (3, 2, 5, 7), (2, 1, 4, 4), (1, 1, 4, 4)],
+)
+def test_a_wide_convolution_is_trained_as_tensorflow_would(
+    kernel_size, stride, height, width, dtype, bound
+):
+    images = tf.cast(normal(0, 2, height, width, WIDE), dtype)
+    kernel = tf.cast(normal(1, kernel_size, kernel_size, WIDE, 5), dtype)
+
+    def differentiate(training: bool) -> tuple[list, bool]:
+        def values(images, kernel):
+            with tf.GradientTape() as tape:
+                tape.watch([images, kernel])
+                convolved = convolve(images, kernel, stride, training)
+                loss = tf.reduce_sum(tf.square(convolved))
+            return [convolved, *tape.gradient(loss, [images, kernel])]
+
+        run = tf.function(values).get_concrete_function(images, kernel)
+        kinds = {operation.type for operation in run.graph.get_operations()}
+        found = [tf.cast(value, tf.float32).numpy() for value in run(images, kernel)]
+        return found, "ExtractImagePatches" in kinds
+
+    expected, by_product = differentiate(training=False)
+    assert not by_product
+    found, by_product = differentiate(training=True)
+    assert by_product == (kernel_size > 1 and not tf.config.list_logical_devices("GPU"))
+    for ours, theirs in zip(found, expected):
+        scale = np.abs(theirs).max()
+        np.testing.assert_allclose(ours / scale, theirs / scale, atol=bound)
 
 
 def test_the_gradient_of_a_cell_equals_finite_differences():

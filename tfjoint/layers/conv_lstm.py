@@ -7,6 +7,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from tfjoint.layers import initializers
+from tfjoint.layers.convolution import convolve
 
 
 class ConvLSTMState(NamedTuple):
@@ -62,15 +63,18 @@ class ConvLSTMCell(tf.keras.layers.Layer):
         )
         self.built = True
 
-    def call(self, inputs: tf.Tensor, state: ConvLSTMState | None = None) -> ConvLSTMState:
+    def call(
+        self, inputs: tf.Tensor, state: ConvLSTMState | None = None, training: bool = False
+    ) -> ConvLSTMState:
         """Return the next state for `inputs` [N, H, W, C]; its `hidden` is the output.
 
         No state stands for zeros, with nothing to convolve: it is 40 to 50 % of the products of a
         codec's first iteration.
         """
-        gates = tf.nn.conv2d(inputs, self.input_kernel, self.stride, "SAME")
+        kernels = tf.convert_to_tensor(self.input_kernel), tf.convert_to_tensor(self.hidden_kernel)
+        gates = convolve(inputs, kernels[0], self.stride, training)
         if state:
-            gates += tf.nn.conv2d(state.hidden, self.hidden_kernel, 1, "SAME")
+            gates += convolve(state.hidden, kernels[1], 1, training)
         i, f, g, o = tf.split(gates, 4, axis=-1)
         cell = tf.sigmoid(i) * tf.tanh(g)
         if state:

@@ -128,7 +128,7 @@ class Codec(tf.keras.Model):
         def iterate(t, state, centred):
             encoder, decoder, estimate = state or (None, None, 0.0)
             code, encoder = self._encode_step(centred - estimate, encoder, t, noise)
-            estimate, decoder = self._decode_step(code, decoder, estimate)
+            estimate, decoder = self._decode_step(code, decoder, estimate, noise is not None)
             return (encoder, decoder, estimate), (code, estimate + 0.5)
 
         dtypes = (self.compute_dtype, tf.float32)
@@ -170,7 +170,7 @@ class Codec(tf.keras.Model):
         features = self.encoder_conv(residual)
         new_states = []
         for cell, state in zip(self.encoder_cells, states or [None] * len(self.encoder_cells)):
-            state = cell(features, state)
+            state = cell(features, state, training=noise is not None)
             features = state.hidden
             new_states.append(state)
         if self.code_conv:
@@ -179,13 +179,13 @@ class Codec(tf.keras.Model):
             features = self.binarizer(features, noise=noise, iteration=t)
         return features, tuple(new_states)
 
-    def _decode_step(self, code, states, estimate):
+    def _decode_step(self, code, states, estimate, training=False):
         features = self.decoder_conv(code)
         if self.variant.doubles_first:
             features = tf.nn.depth_to_space(features, 2)
         new_states = []
         for cell, state in zip(self.decoder_cells, states or [None] * len(self.decoder_cells)):
-            state = cell(features, state)
+            state = cell(features, state, training=training)
             features = tf.nn.depth_to_space(state.hidden, 2)
             new_states.append(state)
         features = self.output_conv(features)

@@ -19,9 +19,9 @@ MODELS = ("reconstruction", "implicit")
 PRECISIONS = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
 PLAIN = ("eager_contiguous", "eager", "compiled")
 FOLDED = ("eager_folded", "compiled_folded")
-# What has to agree before speeds are compared: of the largest value. At paper width the gradients of
-# TensorFlow with and without oneDNN differ by 0.0013: rounding decides on which side of a kink of
-# LeakyReLU or max-pooling some of the activations are.
+# What has to agree before speeds are compared: of the largest value. At paper width the gradients
+# of TensorFlow with and without oneDNN differ by 0.0013: rounding decides on which side of a kink
+# of LeakyReLU or max-pooling some of the activations are.
 TOLERANCE = 5e-3
 # Whatever takes longer, in seconds, is measured once and no more.
 PATIENCE = 20.0

@@ -103,6 +103,7 @@ def _backward(step, count, first, states, inputs, upstream, variables):
         (tf.convert_to_tensor(count) - 1, zeros[0], zeros[1:]),
         parallel_iterations=1,
     )
-    with tf.control_dependencies(d_state):  # nor the first before its turn, or not at all
+    # Or the first step's activations would be those of the forward pass, kept until here.
+    with tf.control_dependencies(d_state):
         _, *now = differentiate(tf.constant(0), [], d_state)
     return tf.nest.map_structure(tf.add, sums, now)

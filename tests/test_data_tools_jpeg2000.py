@@ -711,9 +711,11 @@ def test_neither_help_nor_the_processes_that_code_load_tensorflow():
         assert result.stdout == "False\n", result.stderr
 
 
-@pytest.mark.long
 @pytest.mark.slow
-@pytest.mark.parametrize("signals", [[signal.SIGINT], [signal.SIGKILL, signal.SIGKILL]])
+@pytest.mark.parametrize(
+    "signals",
+    [[signal.SIGINT], pytest.param([signal.SIGKILL, signal.SIGKILL], marks=pytest.mark.long)],
+)
 def test_a_run_that_is_killed_resumes_to_the_same_bytes(tmp_path, signals):
     source = tiny.make(tmp_path / "source", 300, 5)  # work enough to be stopped in
     arguments = (f"--records={source}", f"--output={tmp_path / 'r'}", "--rates=6,48,200")

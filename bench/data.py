@@ -15,7 +15,7 @@ from PIL import Image
 
 from bench import timing
 from data_tools import integrity, jpeg2000_records
-from tfjoint import config, dataset, models, records, trainer
+from tfjoint import config, dataset, models, optimizers, records, trainer
 from tfjoint.records import RecordSet
 
 RATES = (6.0, 12.0, 24.0, 48.0, 96.0, 128.0, 192.0, 256.0, 384.0, 480.0)
@@ -42,8 +42,8 @@ def reading(data: Path, repetitions: int) -> dict[str, Any]:
     resolved = config.resolve(settings)[0]
     split = dataset.open_split(resolved, "train")
     model = models.create(resolved)
-    optimizer = trainer.make_optimizer(resolved, resolved.learning_rate)
-    trainer.build_optimizer(optimizer, model.trainable_variables)
+    optimizer = optimizers.make_optimizer(resolved, resolved.learning_rate)
+    optimizers.build_optimizer(optimizer, model.trainable_variables)
     step = tf.function(trainer.training_step(resolved, model, optimizer))
     batch = next(iter(dataset.training_dataset(resolved, split, 0, 1)))
 

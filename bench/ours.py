@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from bench import flops, minibatch, worker
-from tfjoint import config, losses, models, trainer
+from tfjoint import config, losses, models, optimizers, trainer
 from tfjoint.layers import BinarizerNoise
 
 
@@ -74,10 +74,10 @@ def _step(resolved: config.Config, model: tf.keras.Model, batch: Mapping[str, tf
 
     def step() -> float:
         if not made:  # the optimizer's variables are twice the model: only for whoever steps
-            optimizer = trainer.make_optimizer(
-                resolved, trainer.learning_rate_schedule(resolved, resolved.batch_size)
+            optimizer = optimizers.make_optimizer(
+                resolved, optimizers.learning_rate_schedule(resolved, resolved.batch_size)
             )
-            trainer.build_optimizer(optimizer, model.trainable_variables)
+            optimizers.build_optimizer(optimizer, model.trainable_variables)
             made.append(tf.function(trainer.training_step(resolved, model, optimizer)))
         return float(made[0](batch)["loss"])
 

@@ -21,7 +21,7 @@ ORDER = (
     *("errors", "words", "files", "provenance", "config", "records", "dataset"),
     "layers",
     "models",
-    *("losses", "metrics", "baselines"),
+    *("losses", "metrics", "baselines", "optimizers"),
     *("bitstream", "coding", "png", "photos", "voxels", "binvox", "gallery", "shapes"),
     *("checkpoint", "summaries", "workers", "trainer", "serving", "export"),
     *("codec", "lite", "station", "report", "page", "plan", "points", "claims", "figures"),

@@ -40,6 +40,7 @@ from tfjoint.dataset import (
 from tfjoint.errors import UserError
 from tfjoint.layers import BinarizerNoise
 from tfjoint.losses import loss_terms
+from tfjoint.optimizers import build_optimizer, learning_rate_schedule, make_optimizer
 from tfjoint.summaries import Summaries
 
 CONFIG_FILE = "config.json"
@@ -105,39 +106,6 @@ def train(
 def total_steps(config: Config, objects: int) -> int:
     """Return the number of minibatches that the config asks for."""
     return config.steps or math.ceil(config.epochs * objects / config.batch_size)
-
-
-def learning_rate_schedule(
-    config: Config, objects: int
-) -> tf.keras.optimizers.schedules.LearningRateSchedule:
-    """Return the learning rate by step: halved at every epoch of `config.halve_at_epochs`."""
-    # Keras takes the next rate only after the boundary, so that is the last step before the epoch.
-    boundaries = [math.ceil(e * objects / config.batch_size) - 1 for e in config.halve_at_epochs]
-    rates = [config.learning_rate * 0.5**i for i in range(len(boundaries) + 1)]
-    if not boundaries:  # which Keras does not take
-        boundaries, rates = [0], rates * 2
-    return tf.keras.optimizers.schedules.PiecewiseConstantDecay(boundaries, rates)
-
-
-def make_optimizer(
-    config: Config, schedule: tf.keras.optimizers.schedules.LearningRateSchedule
-) -> tf.keras.optimizers.Optimizer:
-    """Return the config's optimizer with a learning rate by step."""
-    if config.optimizer == "lamb":
-        return _lamb()(learning_rate=schedule)
-    name = {"adam": "Adam", "adamw": "AdamW"}[config.optimizer]
-    return getattr(tf.keras.optimizers, name)(learning_rate=schedule)
-
-
-def build_optimizer(optimizer: tf.keras.optimizers.Optimizer, variables: list[tf.Variable]) -> None:
-    """Make the optimizer's variables now, in the strategy's scope, and not in the first step.
-
-    Keras 3 cannot make them inside `strategy.run`; made in a step, they have it traced again.
-    """
-    if hasattr(optimizer, "build"):
-        optimizer.build(variables)
-    else:  # tensorflow-addons' LAMB is of Keras' older generation, which has no public way
-        optimizer._create_all_weights(variables)
 
 
 def claim_run_directory(
@@ -347,16 +315,3 @@ def progress_line(
     )
     shown = "  ".join(f"{name} {value:.4f}" for name, value in terms.items() if name != "loss")
     return f"step {step:>{len(str(steps))}}/{steps}  {speed:5.1f} objects/s  {shown}  ETA {left}"
-
-
-def _lamb() -> type:
-    if hasattr(tf.keras.optimizers, "Lamb"):
-        return tf.keras.optimizers.Lamb
-    try:
-        from tensorflow_addons.optimizers import LAMB
-    except ImportError as error:
-        raise ConfigError(
-            "optimizer=lamb needs Keras 3, or tensorflow-addons beside TensorFlow 2.14: "
-            "install the extra tf214, or use adam or adamw"
-        ) from error
-    return LAMB

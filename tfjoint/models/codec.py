@@ -167,32 +167,26 @@ class Codec(tf.keras.Model):
         return _iterations_second(decoded)
 
     def _encode_step(self, residual, states, t, noise):
-        features = self.encoder_conv(residual)
-        new_states = []
-        for cell, state in zip(self.encoder_cells, states or [None] * len(self.encoder_cells)):
-            state = cell(features, state, training=noise is not None)
-            features = state.hidden
-            new_states.append(state)
+        training = noise is not None
+        features, states = _through(
+            self.encoder_cells, self.encoder_conv(residual), states, training
+        )
         if self.code_conv:
             features = tf.tanh(self.code_conv(features))
         if self.binarizer:
             features = self.binarizer(features, noise=noise, iteration=t)
-        return features, tuple(new_states)
+        return features, states
 
     def _decode_step(self, code, states, estimate, training=False):
         features = self.decoder_conv(code)
         if self.variant.doubles_first:
             features = tf.nn.depth_to_space(features, 2)
-        new_states = []
-        for cell, state in zip(self.decoder_cells, states or [None] * len(self.decoder_cells)):
-            state = cell(features, state, training=training)
-            features = tf.nn.depth_to_space(state.hidden, 2)
-            new_states.append(state)
+        features, states = _through(self.decoder_cells, features, states, training, doubling=True)
         features = self.output_conv(features)
         if self.variant.doubles_last:
             features = tf.nn.depth_to_space(features, 2)
         update = tf.cast(tf.tanh(features), tf.float32) / 2
-        return update + self.gamma * estimate, tuple(new_states)
+        return update + self.gamma * estimate, states
 
     @property
     def _decoder_scales(self) -> list[int]:
@@ -214,6 +208,16 @@ def _check(variant: Variant, encoder_rnns: Sequence[int], decoder_channels: Sequ
             "decoder_channels must be multiples of 4, depth-to-space needs them. "
             f"Received: {tuple(decoder_channels)}"
         )
+
+
+def _through(cells, features, states, training, doubling=False):
+    """Return what leaves the last cell and all new states; `doubling` the size after each."""
+    new_states = []
+    for cell, state in zip(cells, states or [None] * len(cells)):
+        state = cell(features, state, training=training)
+        features = tf.nn.depth_to_space(state.hidden, 2) if doubling else state.hidden
+        new_states.append(state)
+    return features, tuple(new_states)
 
 
 def _conv(channels: int, kernel_size: int, stride: int = 1) -> tf.keras.layers.Conv2D:

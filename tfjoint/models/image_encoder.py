@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import tensorflow as tf
 
 from tfjoint.layers import initializers
+from tfjoint.layers.convolution import convolve
 
 LEAK = 0.01
 
@@ -72,17 +73,27 @@ class ImageEncoder(tf.keras.Model):
         self.dense.build((None, self.flat_size))
         self.built = True
 
-    def call(self, images: tf.Tensor) -> tf.Tensor:
+    def call(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Return vectors [N, units] of images [N, H, W, C] in [0, 1]."""
         padding = [[0, 0], [1, 1], [1, 1], [0, 0]] if self.pool_padding else "VALID"
         features = tf.cast(images, self.compute_dtype)
         for layer in self.convolutions:
-            features = leaky_relu(tf.nn.max_pool2d(layer(features), 2, 2, padding))
+            features = layer(features, training=training)
+            features = leaky_relu(tf.nn.max_pool2d(features, 2, 2, padding))
         return self.activation(self.dense(tf.reshape(features, [-1, self.flat_size])))
 
 
-def _conv(channels: int, kernel_size: int) -> tf.keras.layers.Conv2D:
-    return tf.keras.layers.Conv2D(
+class Conv2D(tf.keras.layers.Conv2D):
+    """Keras' convolution, of stride 1, "same" and biased, whose kernel `convolve` trains."""
+
+    def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Return [N, H, W, filters] of inputs [N, H, W, C]."""
+        features = convolve(inputs, tf.convert_to_tensor(self.kernel), 1, training)
+        return tf.nn.bias_add(features, tf.convert_to_tensor(self.bias))
+
+
+def _conv(channels: int, kernel_size: int) -> Conv2D:
+    return Conv2D(
         channels,
         kernel_size,
         padding="same",

@@ -48,7 +48,7 @@ class Implicit(tf.keras.Model):
 
     def encode(self, images: tf.Tensor, noise: BinarizerNoise | None = None) -> tf.Tensor:
         """Return the codes [B, V, K] of images [B, V, H, W, 3] in [0, 1]."""
-        values = self.image_encoder(views.join(images))
+        values = self.image_encoder(views.join(images), training=noise is not None)
         if self.binarizer:
             values = self.binarizer(values, noise=noise)
         return views.split(values, images)

@@ -40,12 +40,15 @@ class Reconstruction(tf.keras.Model):
         iterations: tf.Tensor | int | None = None,
         noise: BinarizerNoise | None = None,
     ) -> Output:
-        """Reconstruct from images [B, V, H, W, 3] in [0, 1]; nothing is compressed here."""
-        return Output(logits=self.occupancy(images))
+        """Reconstruct from images [B, V, H, W, 3] in [0, 1]; with `noise`, training.
 
-    def occupancy(self, images: tf.Tensor) -> tf.Tensor:
+        Nothing is compressed here, so there is nothing to add noise to.
+        """
+        return Output(logits=self.occupancy(images, training=noise is not None))
+
+    def occupancy(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Return occupancy logits [B, D, D, D] of images [B, V, H, W, 3] in [0, 1]."""
-        return self.volume(self._sequence(images))
+        return self.volume(self._sequence(images, training))
 
     def refine(self, images: tf.Tensor, state: GridState) -> tuple[tf.Tensor, GridState]:
         """Return logits and state after images [B, V, H, W, 3] of further views, in [0, 1]; see
@@ -53,5 +56,5 @@ class Reconstruction(tf.keras.Model):
         """
         return self.volume.refine(self._sequence(images), state)
 
-    def _sequence(self, images: tf.Tensor) -> tf.Tensor:
-        return views.split(self.image_encoder(views.join(images)), images)
+    def _sequence(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
+        return views.split(self.image_encoder(views.join(images), training=training), images)

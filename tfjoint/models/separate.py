@@ -30,7 +30,6 @@ class Separate(Sequential):
         self, images: tf.Tensor, iterations: tf.Tensor | int, noise: BinarizerNoise | None = None
     ) -> Output:
         """Run the whole model on images [B, V, H, W, 3]; the codec is always at inference."""
-        return super().call(images, iterations)
-
-    def _occupancy_of(self, decoded: tf.Tensor) -> tf.Tensor:
-        return super()._occupancy_of(tf.stop_gradient(decoded))
+        output = self.compression(images, iterations=iterations)
+        logits = self._occupancy_of(tf.stop_gradient(output.decoded), training=noise is not None)
+        return output._replace(logits=logits)

@@ -36,7 +36,8 @@ class Sequential(tf.keras.Model):
     ) -> Output:
         """Run the whole model on images [B, V, H, W, 3] in [0, 1]; with `noise`, training."""
         output = self.compression(images, iterations=iterations, noise=noise)
-        return output._replace(logits=self._occupancy_of(output.decoded))
+        logits = self._occupancy_of(output.decoded, training=noise is not None)
+        return output._replace(logits=logits)
 
     def encode(self, images: tf.Tensor, iterations: tf.Tensor | int) -> tf.Tensor:
         """Return the codes [B, V, T, h, w, M] of images [B, V, H, W, 3] in [0, 1]."""
@@ -56,8 +57,8 @@ class Sequential(tf.keras.Model):
         """
         return self.reconstruction.refine(_last(self.decode(codes)), state)
 
-    def _occupancy_of(self, decoded: tf.Tensor) -> tf.Tensor:
-        return self.reconstruction.occupancy(_last(decoded))
+    def _occupancy_of(self, decoded: tf.Tensor, training: bool = False) -> tf.Tensor:
+        return self.reconstruction.occupancy(_last(decoded), training)
 
 
 def _last(decoded: tf.Tensor) -> tf.Tensor:

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfjoint import bitstream, codec, coding, export
+from tfjoint import bitstream, coding, export
 from tfjoint.bitstream import BitstreamError, Codes, Source
 from tfjoint.codec import Codec, CodecError
 from tfjoint.coding import CodingError
 from tfjoint.errors import UserError
-from tfjoint.export import ExportError
+from tfjoint.exported import ExportError, find_export
 
 pytest_plugins = ("trained",)
 
@@ -277,8 +277,8 @@ def test_the_newest_version_is_taken_or_the_one_that_is_named(made, tmp_path):
     root = tmp_path / "export"
     for version in ("1", "2", "10"):
         shutil.copytree(path, root / version)
-    assert codec.find_export(root) == root / "10" == Codec(root).path
-    assert codec.find_export(root / "2") == root / "2"
+    assert find_export(root) == root / "10" == Codec(root).path
+    assert find_export(root / "2") == root / "2"
     for wrong in (tmp_path / "missing", tmp_path):
         with pytest.raises(ExportError, match="no export at"):
             Codec(wrong)

@@ -399,6 +399,14 @@ def test_what_cannot_be_is_one_line_and_leaves_nothing(models, photos, tmp_path,
     assert not output.exists() and not list(tmp_path.glob(".*"))
 
 
+def test_a_missing_export_is_refused_before_anything_is_loaded(
+    photos, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "tfjoint.codec", None)
+    line = mistake(capsys, "compress", *photos, "-o", tmp_path / "a.tfj", "--model", tmp_path)
+    assert f"no export at {tmp_path}" in line
+
+
 def test_an_older_file_stays_when_the_command_fails(models, photos, tmp_path, capsys):
     output = tmp_path / "a.tfj"
     before = compressed(models, photos, output)

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Data flows from left to right; a module imports only what stands to its left.
 ORDER = (
-    *("errors", "words", "files", "provenance", "config", "records", "dataset"),
+    *("errors", "words", "files", "provenance", "config", "exported", "records", "dataset"),
     "layers",
     "models",
     *("losses", "metrics", "baselines", "optimizers"),
@@ -29,7 +29,7 @@ ORDER = (
     *("evaluate", "compare", "view", "train", "command", "__main__", "study", "study_report"),
 )
 WITHOUT_TENSORFLOW = (
-    *("bitstream", "photos", "shapes", "report", "page", "view"),
+    *("exported", "bitstream", "photos", "shapes", "report", "page", "view"),
     *("plan", "points", "claims", "figures", "study", "study_report"),
 )
 FOR_LAYERS = {"keras", "numpy", "tensorflow"}

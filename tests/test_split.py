@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from tfjoint import export, files, lite, models, split
 from tfjoint.config import Config, resolve
-from tfjoint.export import ExportError
+from tfjoint.exported import ExportError, read_description
 from tfjoint.lite import LiteCamera, LiteError
 from tfjoint.split import SplitError
 
@@ -114,7 +114,7 @@ def test_each_end_holds_the_variables_that_it_computes_with_and_no_other(exporte
 def test_the_camera_of_a_system_without_iterations_needs_no_decoder(implicit, tmp_path):
     camera, ground = split.split(implicit, tmp_path)
     assert camera == tmp_path / "camera" / "3"
-    config = Config.from_json(export.read_description(camera)["config"])
+    config = Config.from_json(read_description(camera)["config"])
     encoder = len(models.create(config).image_encoder.variables)
     reader = tf.train.load_checkpoint(str(camera / "variables" / "variables"))
     names = [n for n in reader.get_variable_to_shape_map() if n.endswith("VARIABLE_VALUE")]
@@ -125,9 +125,9 @@ def test_the_camera_of_a_system_without_iterations_needs_no_decoder(implicit, tm
 
 
 def test_the_ends_say_what_they_are_of(exported, ends):
-    whole = export.read_description(exported)
+    whole = read_description(exported)
     for end, names in (("camera", CAMERA), ("ground", GROUND)):
-        found = export.read_description(ends / end / "1")
+        found = read_description(ends / end / "1")
         assert found == {**whole, "end": end, "signatures": names}
         tables = Path("assets.extra") / "tables.json"
         assert (ends / end / "1" / tables).read_bytes() == (exported / tables).read_bytes()
@@ -194,7 +194,7 @@ def test_an_export_without_codes_has_no_ends(tmp_path):
 def test_the_ends_are_found_again(ends, exported, implicit, tmp_path):
     found, description = split.find_ends(ends, ("camera", "ground"))
     assert found == {end: ends / end / "1" for end in ("camera", "ground")}
-    assert description["weights_sha256"] == export.read_description(exported)["weights_sha256"]
+    assert description["weights_sha256"] == read_description(exported)["weights_sha256"]
     with pytest.raises(SplitError, match=r"no lite end in .* tfjoint.split --lite writes it"):
         split.find_ends(ends, ("camera", "lite"))
     mixed = Path(shutil.copytree(ends, tmp_path / "ends"))
@@ -254,7 +254,7 @@ def test_a_lite_camera_sends_nearly_the_bits_of_the_saved_model(
     np.testing.assert_array_equal(many, camera.encode(views()[0], 4))  # no more than in training
     sizes = [(direct_lite / f"camera-{p}.tflite").stat().st_size for p in lite.PRECISIONS]
     assert sizes[1] < sizes[0]
-    assert export.read_description(direct_lite, Path("tfjoint.json"))["end"] == "lite"
+    assert read_description(direct_lite, Path("tfjoint.json"))["end"] == "lite"
 
 
 @needs_lite
@@ -317,7 +317,7 @@ def test_without_a_converter_a_line_says_what_to_use(exported, tmp_path, monkeyp
 @needs_lite
 def test_other_weights_than_the_description_names_are_not_converted(exported, tmp_path):
     copy = Path(shutil.copytree(exported, tmp_path / "1"))
-    description = export.read_description(copy)
+    description = read_description(copy)
     files.write_json(copy / export.DESCRIPTION, {**description, "weights_sha256": "0" * 64})
     with pytest.raises(LiteError, match="is damaged or not a whole export"):
         lite.convert(copy)

@@ -106,7 +106,7 @@ class Source:
         """Return the source that an export is.
 
         Args:
-          description: what the export says of itself (`tfjoint.export.read_description`).
+          description: what the export says of itself (`tfjoint.exported.read_description`).
           size: height and width of its views in pixels, where they are not the config's: a codec
             alone takes any multiples of 16.
 

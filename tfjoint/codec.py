@@ -22,7 +22,7 @@ from tfjoint import bitstream, coding, words
 from tfjoint.bitstream import RAW, TABLE, Bytes, Codes, Source
 from tfjoint.config import Config
 from tfjoint.errors import UserError
-from tfjoint.export import TABLES, ExportError, latest_version, read_description
+from tfjoint.exported import TABLES, ExportError, find_export, read_description
 
 CODINGS = (RAW, TABLE)
 
@@ -216,20 +216,6 @@ def beyond_training(config: Config, iterations: int | None) -> str:
         f"T = {iterations} is more than the model was trained for, 1 to {config.iterations_max}: "
         "what it makes of the further iterations is not known"
     )
-
-
-def find_export(path: Path) -> Path:
-    """Return the directory of one version: `path` itself, or the newest below it.
-
-    Raises:
-      ExportError: there is none.
-    """
-    found = path if (path / "saved_model.pb").is_file() else latest_version(path)
-    if found is None or not (found / "saved_model.pb").is_file():
-        raise ExportError(
-            f"no export at {path}: give the directory of one version, or the one above"
-        )
-    return found
 
 
 def load_signatures(export: Path) -> Mapping[str, Any]:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, NoReturn
 from tfjoint import __version__, entry, files, words
 from tfjoint.config import MOST_COUNTED
 from tfjoint.errors import UserError, run_or_exit
+from tfjoint.exported import TABLES, find_export
 
 if TYPE_CHECKING:
     import numpy as np
@@ -391,7 +392,6 @@ def _info(given: argparse.Namespace) -> None:
 def _of_export(path: str) -> list[str]:
     from tfjoint import bitstream
     from tfjoint.codec import Codec
-    from tfjoint.export import TABLES
 
     codec = Codec(path)
     config = codec.config
@@ -434,6 +434,7 @@ def _codec(given: argparse.Namespace) -> Codec:
             "no model: give --model=EXPORT, such as runs/direct/export after make demo, or set "
             f"{MODEL}"
         )
+    find_export(Path(path))  # refused before TensorFlow is loaded, which takes seconds
     from tfjoint.codec import Codec
 
     return Codec(path)

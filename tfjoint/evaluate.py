@@ -21,6 +21,7 @@ from tfjoint import bitstream, entry, files, metrics, provenance, report
 from tfjoint.baselines import THRESHOLDS, best_training_grid, mean_shape, pack
 from tfjoint.bitstream import Source
 from tfjoint.config import Config, ConfigError
+from tfjoint.exported import TABLES, find_export, read_description
 from tfjoint.gallery import Gallery, from_arrays, percent, write_gallery
 
 if TYPE_CHECKING:
@@ -112,7 +113,6 @@ class Sizes(NamedTuple):
     def of_export(cls, export: Path, config: Config, description: dict) -> Sizes | None:
         """Return that of an export; None of a system whose codes no bitstream holds."""
         from tfjoint import coding
-        from tfjoint.export import TABLES
 
         if not config.code_size:
             return None
@@ -568,8 +568,7 @@ def main(argv: Sequence[str]) -> None:
     if not values.export:
         raise ConfigError("--export is missing: give the export directory of a trained run")
 
-    from tfjoint.codec import beyond_training, find_export
-    from tfjoint.export import read_description
+    from tfjoint.codec import beyond_training
 
     export = find_export(Path(values.export))
 

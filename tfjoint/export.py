@@ -29,7 +29,6 @@ gets its version number.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import subprocess
 import sys
@@ -45,13 +44,11 @@ from tfjoint import bitstream, coding, files, models, serving
 from tfjoint.checkpoint import Checkpoints
 from tfjoint.config import DOWNSAMPLING, Config
 from tfjoint.dataset import evaluation_examples, open_split
-from tfjoint.errors import UserError
+from tfjoint.exported import DESCRIPTION, TABLES, ExportError, latest_version, read_description
 from tfjoint.layers import GridState
 from tfjoint.serving import require as _require
 from tfjoint.trainer import read_run
 
-DESCRIPTION = Path("assets.extra") / "tfjoint.json"
-TABLES = Path("assets.extra") / "tables.json"
 ORDER = ("encode", "reconstruct", "decode")
 """The signatures in the order in which one takes what another makes."""
 TOLERANCE = 1e-6
@@ -59,10 +56,6 @@ CHECKED_OBJECTS, CHECKED_VIEWS, CHECKED_ITERATIONS = 2, 3, 3
 COUNTED_OBJECTS, COUNTED_VIEWS = 128, 3
 """Of which the tables are counted at most: training objects, evenly over the split, and views. With
 384 views a probability is near enough: what its error costs is 0.2 % of a bit."""
-
-
-class ExportError(UserError):
-    """A run that cannot be exported, or an export that is missing or wrong."""
 
 
 class Signatures(tf.Module):
@@ -243,28 +236,6 @@ def _is_of(export: Path, description: Mapping[str, Any]) -> bool:
         raise ExportError(f"{error}; or remove {export} and repeat the command") from error
     same = ("step", "weights_sha256", "signatures")
     return all(found.get(name) == description[name] for name in same)
-
-
-def latest_version(root: Path) -> Path | None:
-    """Return the directory of the highest version below `root`, or None."""
-    versions = [path for path in root.glob("*") if path.name.isdigit() and path.is_dir()]
-    return max(versions, key=lambda path: int(path.name), default=None)
-
-
-def read_description(export: Path, name: Path = DESCRIPTION) -> dict[str, Any]:
-    """Return what an export says of itself in its file `name`. Raises `ExportError`."""
-    try:
-        description = json.loads((export / name).read_text(encoding="utf-8"))
-        Config.from_json(description["config"])
-        known = {"step", "data_sha256", "weights_sha256", "code_revision", "versions"}
-        if missing := known - set(description):
-            raise ValueError(f"lacks {', '.join(sorted(missing))}")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ExportError(
-            f"{export} is not an export of tfjoint ({error}): give the directory that holds "
-            "saved_model.pb, or the one above its versions"
-        ) from error
-    return description
 
 
 def weights_sha256(model: tf.keras.Model) -> str:

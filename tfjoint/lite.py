@@ -29,6 +29,7 @@ import numpy as np
 
 from tfjoint.config import Config
 from tfjoint.errors import UserError
+from tfjoint.exported import read_description
 
 PRECISIONS = ("float32", "int8")
 _NOTE = re.compile(rb"WARNING: All log messages before|[IW]\d{4} ")
@@ -56,7 +57,7 @@ def convert(export: Path) -> dict[str, bytes]:
             "environment (2.17); the models run everywhere"
         )
     from tfjoint import models
-    from tfjoint.export import read_description, weights_sha256
+    from tfjoint.export import weights_sha256
 
     description = read_description(export)
     config = Config.from_json(description["config"])

@@ -29,6 +29,13 @@ from absl import flags
 
 from tfjoint import entry, files
 from tfjoint.errors import UserError
+from tfjoint.exported import (
+    DESCRIPTION,
+    ExportError,
+    find_export,
+    latest_version,
+    read_description,
+)
 
 CAMERA, GROUND, LITE = "camera", "ground", "lite"
 TAKEN_ALONG = ("tables.json",)
@@ -63,8 +70,6 @@ def split(export: Path, output: Path, lite: bool = False) -> list[Path]:
       LiteError: this TensorFlow cannot convert.
       ExportError: the export is damaged or none of tfjoint.
     """
-    from tfjoint.export import read_description
-
     description = read_description(export)
     if end := description.get("end"):
         raise SplitError(f"{export} is the {end} end of an export: give the whole one")
@@ -128,8 +133,6 @@ def _describe(export: Path, end: Path, description: Mapping[str, Any]) -> None:
 def _is_there(path: Path, end: str, description: Mapping[str, Any]) -> bool:
     if not path.exists():
         return False
-    from tfjoint.export import ExportError
-
     try:
         found = _read_description(path, end)
     except ExportError as error:
@@ -152,8 +155,6 @@ def find_ends(directory: Path, ends: Iterable[str]) -> tuple[dict[str, Path], di
     Raises:
       SplitError: one is missing, or they are of different models.
     """
-    from tfjoint.export import ExportError, latest_version
-
     found, descriptions = {}, []
     for end in ends:
         path = latest_version(directory / end)
@@ -173,8 +174,6 @@ def find_ends(directory: Path, ends: Iterable[str]) -> tuple[dict[str, Path], di
 
 
 def _read_description(path: Path, end: str) -> dict[str, Any]:
-    from tfjoint.export import DESCRIPTION, read_description
-
     return read_description(path, Path("tfjoint.json") if end == LITE else DESCRIPTION)
 
 
@@ -188,8 +187,6 @@ def main(argv: Sequence[str]) -> None:
     values = flags.FLAGS
     if not values.export:
         raise SplitError("--export is missing: give the export directory of a trained run")
-
-    from tfjoint.codec import find_export
 
     export = find_export(Path(values.export))
     output = Path(values.output or export.parent.parent / "ends")

@@ -22,6 +22,7 @@ import numpy as np
 from tfjoint import bitstream
 from tfjoint.bitstream import BitstreamError, Bytes, Coder, Packet, Source
 from tfjoint.errors import UserError
+from tfjoint.exported import read_description
 
 REFINED, REPEATED, DAMAGED = "refined", "repeated", "damaged"
 """What a packet was: a view that is new, one that is there already, nothing that can be used."""
@@ -107,7 +108,6 @@ class Station:
           ExportError: it is damaged or none of tfjoint.
         """
         from tfjoint.codec import load_signatures
-        from tfjoint.export import read_description
 
         description = read_description(export)
         signatures = load_signatures(export)

@@ -46,8 +46,8 @@ BENCH_FLAGS ?=
 
 # --- Targets -------------------------------------------------------------------------------------
 
-.PHONY: help demo results ends data study bench test test-long lint setup test-tf221 test-tf214 test-beam \
-  test-serving clean distclean
+.PHONY: help demo results ends data study bench test test-long lint setup serving test-tf221 test-tf214 \
+  test-beam test-serving clean distclean
 
 help:
 	@echo 'make demo         train the direct model on the embedded demo set, export and evaluate it'
@@ -62,6 +62,7 @@ help:
 	@echo 'make test-tf214   the same on 2.14 (Python 3.9-3.11)'
 	@echo 'make test-beam    the tests that need Apache Beam, which is installed into .venv'
 	@echo 'make test-serving the export behind real servers: Triton, and the protocol of TensorFlow Serving'
+	@echo 'make serving      only create .venv-serving, with NVIDIA Triton'
 	@echo 'make lint         ruff and mypy alone'
 	@echo 'make setup        only create .venv'
 	@echo 'make clean        remove caches and the runs of the above; keep the virtual environments'
@@ -134,6 +135,8 @@ test-tf214: $(VENV_TF214)/$(STAMP)
 
 test-beam: $(VENV)/$(BEAM_STAMP)
 	$(strip $(BIN)/python -m pytest tests/test_data_tools_beam.py $(PYTEST_FLAGS))
+
+serving: $(VENV_SERVING)/$(STAMP)
 
 test-serving: $(VENV_SERVING)/$(STAMP)
 	$(strip $(VENV_SERVING)/bin/python $(PYTEST) tests/test_serving_protocol.py \

@@ -16,18 +16,28 @@ from __future__ import annotations
 
 import argparse
 import os
+import socket
 import sys
 import sysconfig
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # read when TensorFlow is loaded
 
 import numpy as np
 import tensorflow as tf
-from pytriton.model_config import ModelConfig, Tensor
-from pytriton.triton import Triton, TritonConfig
+
+try:
+    from pytriton.model_config import ModelConfig, Tensor
+    from pytriton.triton import Triton, TritonConfig
+except ImportError:
+    print(
+        f"error: {sys.executable} has no nvidia-pytriton: use .venv-serving, which `make serving` "
+        "creates, or install it here",
+        file=sys.stderr,
+    )
+    sys.exit(2)
 
 
 def main() -> None:
@@ -42,6 +52,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="requests computed at once")
     given = parser.parse_args()
     find_libpython()
+    for port in (given.http_port, given.grpc_port):
+        require_free(given.address, port)
     config = TritonConfig(
         http_address=given.address,
         http_port=given.http_port,
@@ -60,13 +72,29 @@ def main() -> None:
         triton.serve()
 
 
+def require_free(address: str, port: int) -> None:
+    """Exit if something listens there already."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address, port))
+        except OSError as error:
+            refuse(f"port {port} of {address} cannot be had ({error.strerror}): give another one")
+
+
+def refuse(reason: str) -> NoReturn:
+    """Say what is wrong in one line and end with code 2."""
+    print(f"error: {reason}", file=sys.stderr)
+    sys.exit(2)
+
+
 def newest(export: Path) -> Path:
     """Return `export` itself, or its highest version. Exits where there is neither."""
     if (export / "saved_model.pb").is_file():
         return export
     versions = [path for path in export.glob("*") if path.name.isdigit()]
     if not versions:
-        sys.exit(f"error: {export} holds no export: give the directory that training printed")
+        refuse(f"{export} holds no export: give the directory that training printed")
     return max(versions, key=lambda path: int(path.name))
 
 
@@ -80,8 +108,8 @@ def find_libpython() -> None:
     name = sysconfig.get_config_var("INSTSONAME") or ""
     if not (name.startswith("libpython") and ".so" in name and Path(directory, name).is_file()):
         version = ".".join(map(str, sys.version_info[:2]))
-        sys.exit(
-            f"error: Triton needs libpython{version} as a shared library, {sys.executable} has "
+        refuse(
+            f"Triton needs libpython{version} as a shared library, {sys.executable} has "
             f"none in {directory}: on Debian and its own Python apt-get install libpython{version},"
             " else a Python that was built with --enable-shared"
         )
@@ -113,7 +141,7 @@ def _run(signature: Callable, inputs: dict, request: dict) -> dict[str, np.ndarr
         if spec.shape.rank == 0:
             value = value.reshape(())
         values[name] = tf.constant(value, spec.dtype)
-    # An InvalidArgumentError reaches the client as the answer to its request.
+    # An InvalidArgumentError reaches the client, at the end of Triton's account of it.
     return {name: np.asarray(value) for name, value in signature(**values).items()}
 
 

@@ -183,7 +183,7 @@ def table(results: Mapping[str, Any]) -> str:
     lines = [f"{'camera':<12}     MB  ms/view    T  bits equal  views equal    mIoU    lost"]
     for name, camera in sorted(results["cameras"].items(), reverse=True):
         times = camera["milliseconds_per_view"]
-        shown = f"{name:<12} {camera['bytes'] / 2**20:6.2f}"
+        shown = f"{name:<12} {camera['bytes'] / 1e6:6.2f}"
         for row in camera.get("rows", [{}]):
             t = row.get("iterations")
             time_ = times.get(str(t or 1), "") if isinstance(times, dict) else times

@@ -192,7 +192,7 @@ def main(argv: Sequence[str]) -> None:
     output = Path(values.output or export.parent.parent / "ends")
     ends = split(export, output, values.lite)
     for path in (export, *ends):
-        print(f"{size(path) / 2**20:7.2f} MB  {path}")
+        print(f"{size(path) / 1e6:7.2f} MB  {path}")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import runpy
+import socket
 import subprocess
 import sys
 import time
@@ -165,22 +167,47 @@ def example() -> ModuleType:
 
 @pytest.mark.parametrize("library", ["libpython3.11.so.1.0", "libpython3.11.a", None])
 def test_without_python_as_a_shared_library_it_says_what_to_install(
-    example, monkeypatch, tmp_path, library
+    example, monkeypatch, tmp_path, capsys, library
 ):
     (tmp_path / "libpython3.11.a").touch()
     told = {"LIBDIR": str(tmp_path), "INSTSONAME": library}
     monkeypatch.setattr(example.sysconfig, "get_config_var", told.get)
-    with pytest.raises(SystemExit, match=r"apt-get install libpython3\.\d+, .*--enable-shared"):
-        example.find_libpython()
+    line = refused(capsys, example.find_libpython)
+    assert re.search(r"apt-get install libpython3\.\d+, .*--enable-shared", line)
 
 
-def test_it_serves_the_newest_version_and_says_where_there_is_none(example, exported, tmp_path):
+def refused(capsys, function, *arguments) -> str:
+    """Return the one line with which it ends, with code 2."""
+    with pytest.raises(SystemExit) as caught:
+        function(*arguments)
+    lines = capsys.readouterr().err.splitlines()
+    assert caught.value.code == 2 and len(lines) == 1 and lines[0].startswith("error: ")
+    return lines[0]
+
+
+def test_a_port_that_is_taken_is_one_line(example, capsys):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        assert f"port {port} " in refused(capsys, example.require_free, "127.0.0.1", port)
+    example.require_free("127.0.0.1", port)
+
+
+def test_without_pytriton_it_is_one_line(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "pytriton.triton", None)
+    path = str(runs.ROOT / "examples" / "triton_server.py")
+    assert "has no nvidia-pytriton" in refused(capsys, runpy.run_path, path)
+
+
+def test_it_serves_the_newest_version_and_says_where_there_is_none(
+    example, exported, tmp_path, capsys
+):
     assert example.newest(exported) == example.newest(exported.parent) == exported
     for name in ("2", "10", ".11.tmp"):
         (tmp_path / name).mkdir()
     assert example.newest(tmp_path) == tmp_path / "10"
-    with pytest.raises(SystemExit, match="holds no export"):
-        example.newest(tmp_path / "missing")
+    assert "holds no export" in refused(capsys, example.newest, tmp_path / "missing")
 
 
 @pytest.mark.long

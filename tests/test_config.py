@@ -57,8 +57,9 @@ SYSTEMS = WITH_CODEC | WITH_GRID
 EFFECTS = {
     **dict.fromkeys(("codec", "gamma", "iterations_min", "iterations_max"), WITH_CODEC),
     **dict.fromkeys(("code_channels", "encoder_channels", "decoder_channels"), WITH_CODEC),
-    **dict.fromkeys(("grid_size", "grid_channels", "voxel_channels", "loss_weight"), WITH_GRID),
+    **dict.fromkeys(("grid_size", "grid_channels", "voxel_channels"), WITH_GRID),
     **dict.fromkeys(("shared_bias", "output_gate", "unpooling"), WITH_GRID),
+    "loss_weight": {"sequential", "direct"},
     "recompute": WITH_CODEC - {"separate"},
     "feature_channels": {*WITH_RECONSTRUCTION, "implicit"},
     "pool_padding": {*WITH_RECONSTRUCTION, "implicit"},

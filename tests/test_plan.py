@@ -168,7 +168,7 @@ def test_the_nearer_a_setting_is_to_a_run_the_more_it_counts():
     sizes = {run.name: plan.run_config(asked, run).batch_size for run in plan.planned(asked)}
     assert sizes["direct.seed0"] == 8 and sizes["implicit-96.seed0"] == 7
     assert [sizes[f"implicit-384.seed{seed}"] for seed in range(3)] == [6, 5, 6]
-    # The codec alone has no L_3D: a setting for all is for all that use it.
+    # The codec alone has one loss: a setting for all is for all that use it.
     runs = {run.name: run for run in plan.planned(asked)}
     assert "loss_weight" not in plan.given_settings(asked, runs["compression-floats.seed0"])
     assert plan.run_config(asked, runs["direct.seed0"]).loss_weight == 2
@@ -266,7 +266,7 @@ def test_the_committed_candidates_fit_and_share_their_profile_with_the_study():
     lines = re.findall(r"^--candidate=(.*)", text, re.MULTILINE)
     asked = study("mini", *committed("tuning"), data="data/open-68-held-out")
     runs = plan.candidates(asked, lines)
-    assert len(runs) == len(lines) >= 8
+    assert len(runs) == len(lines) >= 4
     plan.check(asked, runs)
 
 

@@ -35,8 +35,7 @@ _CODEC = frozenset({
 })  # fmt: skip
 _IMAGE_ENCODER = frozenset({"feature_channels", "pool_padding"})
 _GRID = frozenset({
-    "loss_weight", "grid_size", "grid_channels", "voxel_channels", "shared_bias", "output_gate",
-    "unpooling",
+    "grid_size", "grid_channels", "voxel_channels", "shared_bias", "output_gate", "unpooling",
 })  # fmt: skip
 _RECONSTRUCTION = _IMAGE_ENCODER | _GRID | {"features"}
 
@@ -45,8 +44,8 @@ USES: dict[str, frozenset[str]] = {
     "reconstruction": _RECONSTRUCTION,
     "jpeg2000": _RECONSTRUCTION | {"rates"},
     "separate": (_CODEC | _RECONSTRUCTION | {"codec_run"}) - {"recompute"},
-    "sequential": _CODEC | _RECONSTRUCTION,
-    "direct": _CODEC | _GRID,
+    "sequential": _CODEC | _RECONSTRUCTION | {"loss_weight"},
+    "direct": _CODEC | _GRID | {"loss_weight"},
     "implicit": _IMAGE_ENCODER | _GRID | {"binarizer", "code_bits"},
 }
 """By system: which of the settings that not all systems share it uses."""

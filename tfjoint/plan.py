@@ -77,7 +77,7 @@ def planned(study: Study) -> list[Run]:
     main = [_with_seed(run, 0) for run in (*_core(size), *_codecs(), *_implicit(size), *_low(size))]
     repeated = [_with_seed(run, seed) for seed in SEEDS[1:] for run in _core(size)]
     long = Run("reconstruction-long", "reconstruction, long", "reconstruction", budget=LONG)
-    return [*main, *repeated, _with_seed(long, 0)]
+    return [*main, _with_seed(long, 0), *repeated]
 
 
 def _core(size: int) -> list[Run]:

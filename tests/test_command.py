@@ -157,6 +157,53 @@ def test_packets_hold_the_views_of_the_file(models, photos, tmp_path):
     assert [packet.last for packet in packets] == [False, False, True]
 
 
+@pytest.mark.parametrize("coding", ["raw", "table"])
+def test_packets_that_arrived_become_a_shape(models, photos, tmp_path, request, coding):
+    if coding == "table":
+        request.getfixturevalue("coder")
+    model = ["--model", models["direct"]]
+    packets = [tmp_path / f"view-{number}.packet" for number in (1, 2, 3)]
+    compressed(models, photos, tmp_path / "a.tfj", "--packets", tmp_path, f"--coding={coding}")
+    call("reconstruct", *reversed(packets), "-o", tmp_path / "all.npz", *model)
+    call("reconstruct", tmp_path / "a.tfj", "-o", tmp_path / "file.npz", *model)
+    call("reconstruct", packets[0], packets[2], "-o", tmp_path / "two.npz", *model)
+    call("compress", photos[0], photos[2], "-o", tmp_path / "b.tfj", *model)
+    call("reconstruct", tmp_path / "b.tfj", "-o", tmp_path / "those.npz", *model)
+    shapes = {
+        name: gallery.read_gallery(tmp_path / f"{name}.npz").occupancy
+        for name in ("all", "file", "two", "those")
+    }
+    np.testing.assert_array_equal(shapes["all"], shapes["file"])
+    np.testing.assert_allclose(shapes["two"], shapes["those"], atol=1e-6)
+    assert not np.array_equal(shapes["all"], shapes["two"])
+
+
+def test_packets_that_cannot_be_a_shape_are_one_line(models, photos, tmp_path, capsys):
+    model = ["--model", models["direct"]]
+    packets = [tmp_path / f"view-{number}.packet" for number in (1, 2, 3)]
+    compressed(models, photos, tmp_path / "a.tfj", "--packets", tmp_path)
+    damaged = bytearray(packets[1].read_bytes())
+    damaged[7] ^= 1
+    (tmp_path / "bad.packet").write_bytes(damaged)
+    (tmp_path / "none.packet").touch()
+    other = bitstream.decode_packet(packets[0].read_bytes(), Codec(models["direct"]).source())
+    (tmp_path / "other.packet").write_bytes(
+        bitstream.encode_packet(other._replace(object_number=7))
+    )
+    cases = {
+        "bad.packet: damaged or not from": [tmp_path / "bad.packet", *model],
+        "none.packet: a packet has at least": [packets[0], tmp_path / "none.packet", *model],
+        "packets of one object. Received: of 2": [*packets, tmp_path / "other.packet", *model],
+        "no file at": [packets[0], tmp_path / "missing.packet", *model],
+        "or packets, or photos, not several": [packets[0], photos[0], *model],
+        "not from": [packets[0], "--model", models["implicit"]],
+    }
+    for words, arguments in cases.items():
+        line = mistake(capsys, "reconstruct", *arguments, "-o", tmp_path / "shape.npz")
+        assert words in line, line
+    assert not (tmp_path / "shape.npz").exists()
+
+
 def test_the_codec_alone_keeps_the_size_of_photos(models, photos, tmp_path):
     data = compressed(models, photos[:1], tmp_path / "a.tfj", "--fit=pad", name="compression")
     source = bitstream.inspect(data).source
@@ -333,7 +380,7 @@ def test_without_a_model_the_line_says_what_to_do(photos, tmp_path, capsys, monk
         (["compress", "a.png", "-o", "a.tfj", "--coding=zip"], "invalid choice: 'zip'"),
         (["compress", "a.png", "-o", "a.png"], "written to a .tfj file"),
         (["reconstruct", "a.tfj", "-o", "a.stl"], "written as .binvox, .obj"),
-        (["reconstruct", "a.tfj", "b.tfj", "-o", "a.obj"], "one .tfj file or photos"),
+        (["reconstruct", "a.tfj", "b.tfj", "-o", "a.obj"], "one .tfj file, or packets"),
         (["reconstruct", "a.tfj", "-o", "a.obj", "--threshold=2"], "a threshold is in"),
         (["info", "missing.tfj"], "no file at missing.tfj"),
         (["view", "missing.npz"], "no file at missing.npz"),

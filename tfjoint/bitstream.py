@@ -320,8 +320,8 @@ def inspect(data: Bytes) -> Header:
     data = memoryview(data)
     if len(data) < OVERHEAD:
         raise BitstreamError(
-            f"a .tfj file has at least {OVERHEAD} bytes. Received: {len(data)}; it is cut off, "
-            "get it again"
+            f"a .tfj file has at least {OVERHEAD} bytes. Received: {len(data)}; it is cut off or "
+            "none, get it again"
         )
     header = _parse_head(data[:_HEAD])
     _check_size(header, len(data) - OVERHEAD)
@@ -401,6 +401,11 @@ def decode_packet(data: Bytes, source: Source, coder: Coder | None = None) -> Pa
     _check_crc(data, zlib.crc32(_head(header)), otherwise)
     codes = _decoded(header, data[start : -_CRC.size], coder)
     return Packet(object_number, view, bool(flags & _LAST), codes)
+
+
+def coding_of_packet(data: Bytes) -> str:
+    """Return how a packet says that its payload is coded, which only `decode_packet` checks."""
+    return TABLE if len(data) and memoryview(data)[0] & _TABLE else RAW
 
 
 def join(packets: Iterable[Packet]) -> Codes:

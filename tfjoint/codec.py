@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfjoint import bitstream, coding, words
-from tfjoint.bitstream import RAW, TABLE, Bytes, Codes, Source
+from tfjoint.bitstream import RAW, TABLE, BitstreamError, Bytes, Codes, Source
 from tfjoint.config import Config
 from tfjoint.errors import UserError
 from tfjoint.exported import TABLES, ExportError, find_export, read_description
@@ -182,6 +182,24 @@ class Codec:
         codes = bitstream.decode(data, self.coder(coded))
         self._require_own(codes)
         return codes
+
+    def read_packets(self, packets: Mapping[str, Bytes]) -> Codes:
+        """Return the codes in packets of one object, in the order of views.
+
+        Args:
+          packets: what each holds by its name, which an error says.
+
+        Raises:
+          BitstreamError, CodingError: as `read`, or they are of several objects.
+        """
+        found = []
+        for name, data in packets.items():
+            coder = self.coder(bitstream.coding_of_packet(data))
+            try:
+                found.append(bitstream.decode_packet(data, self.source(), coder))
+            except BitstreamError as error:
+                raise BitstreamError(f"{name}: {error}") from error
+        return bitstream.join(found)
 
     def _given(self, codes: Codes) -> dict[str, tf.Tensor]:
         self._require_own(codes)

@@ -223,15 +223,19 @@ def _add_reconstruct(parts: argparse._SubParsersAction) -> None:
     part = _part(
         parts,
         _reconstruct,
-        "make the shape of an object from its .tfj file or from photos",
+        "make the shape of an object from its .tfj file, from packets or from photos",
         """
         reconstruct chair.tfj -o chair.obj --model=runs/direct/export
         reconstruct chair-*.jpg -o chair.npz --model=runs/reconstruction/export
         reconstruct chair.tfj -o chair.png --views=2 --iterations=1
+        reconstruct packets/view-1.packet packets/view-4.packet -o chair.ply
         """,
     )
     part.add_argument(
-        "inputs", nargs="+", metavar="INPUT", help="one .tfj file (- is stdin), or photos"
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help="one .tfj file (- is stdin), or packets of one object (.packet), or photos",
     )
     part.add_argument(
         "-o", "--output", required=True, help="shape to write: .binvox, .obj, .ply, .npz or .png"
@@ -354,13 +358,15 @@ def _reconstruct(given: argparse.Namespace) -> None:
     _require_writable(given.output)
     if given.threshold > 1:
         raise CommandError(f"a threshold is in (0, 1]. Received: {given.threshold:g}")
-    of_codes = [name for name in given.inputs if name == STREAM or name.lower().endswith(".tfj")]
-    if of_codes and len(given.inputs) > 1:
-        raise CommandError("give one .tfj file or photos, not both or several")
-    if of_codes:
-        data = _read(of_codes[0])
+    of_file = [name for name in given.inputs if name == STREAM or name.lower().endswith(".tfj")]
+    of_packets = [name for name in given.inputs if name.lower().endswith(".packet")]
+    if (of_file and len(given.inputs) > 1) or len(of_packets) not in (0, len(given.inputs)):
+        raise CommandError("give one .tfj file, or packets, or photos, not several of these")
+    if of_file or of_packets:
+        data = {name: _read(name) for name in given.inputs}
         codec = _codec(given)
-        codes = _first(codec, codec.read(data), given)
+        codes = codec.read_packets(data) if of_packets else codec.read(*data.values())
+        codes = _first(codec, codes, given)
         occupancy, views = codec.reconstruct(codes), codes.views
     else:
         paths = given.inputs[: given.views]
@@ -508,7 +514,7 @@ def _read(path: str) -> bytes:
     if path == STREAM:
         return sys.stdin.buffer.read()
     if not Path(path).is_file():
-        raise CommandError(f"no file at {path}: give a .tfj file")
+        raise CommandError(f"no file at {path}: give one that compress has written")
     return Path(path).read_bytes()
 
 

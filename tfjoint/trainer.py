@@ -86,7 +86,7 @@ def train(
         start = checkpoints.restore()
         workers.require_agreement(strategy, config, records.data_sha256, start)
         if start >= steps:
-            print(f"already trained: step {start} of {steps} in {run}")
+            print(f"already trained: {start} steps in {run}, asked for {steps}")
             return run
         if workers.is_chief(strategy) and (note := crop_note(config, records.manifest)):
             print(note)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import html.parser
 import json
 import re
@@ -123,6 +124,15 @@ def test_tables_hold_what_the_results_hold(results, written):
         assert f"## {title}" in text
     assert text.count("none is comparable") >= 3  # beside everything that was published
     assert "| sequential | 0.8500 | 1.7000 | 45 / 33 |" in text
+
+
+def test_every_curve_that_has_shapes_turns_them_in_the_html_report(written):
+    page = (written / "report.html").read_text()
+    frames = re.findall(r'<iframe title="(.+?)" loading="lazy" srcdoc="([^"]+)"></iframe>', page)
+    shaped = ["reconstruction.seed0", "implicit-384.seed0", "sequential.seed0"]
+    assert [run for run, _ in frames] == shaped
+    for _, inner in frames:
+        assert html.unescape(inner).lower().startswith("<!doctype html>")
 
 
 def test_every_figure_has_the_commands_of_all_its_points(written, results):

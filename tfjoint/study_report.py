@@ -3,7 +3,7 @@
     python -m tfjoint.study_report --results=results/study
 
     results/study/report.md        tables and figures, for a repository's page
-    results/study/report.html      the same in one file
+    results/study/report.html      the same in one file, with shapes that turn under the mouse
     results/study/figures/         what they show
     results/claims.json            {claim, verdict, evidence, p_value, files} of each claim
 
@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import flags
 
-from tfjoint import claims, entry, figures, files, gallery, points, words
+from tfjoint import claims, entry, figures, files, gallery, points, view, words
 from tfjoint.errors import UserError
 from tfjoint.points import Point, Results, by_rate
 
@@ -70,6 +70,8 @@ class Section(NamedTuple):
     """Name of a file among the figures."""
     curves: Sequence[str] = ()
     """The curves whose commands stand beside it."""
+    pages: Mapping[str, str] = {}
+    """By run a page that turns its shapes; the HTML report alone has room for them."""
 
 
 def define_flags() -> None:
@@ -84,9 +86,19 @@ def define_flags() -> None:
 
 
 def sections(
-    results: Results, found: Sequence[Mapping[str, Any]], bench: Mapping[str, Any] | None
+    results: Results,
+    found: Sequence[Mapping[str, Any]],
+    bench: Mapping[str, Any] | None,
+    pages: Mapping[str, str],
 ) -> list[Section]:
-    """Return the report's sections in the paper's order, the claims first."""
+    """Return the report's sections in the paper's order, the claims first.
+
+    Args:
+      results: of the study.
+      found: the claims with their verdicts.
+      bench: what bench/results.json holds, for Table III; None where it is not there.
+      pages: of shapes, by run.
+    """
     every = ("reconstruction", "reconstruction, long", *_SYSTEMS, *figures.LOW, *_CODECS)
     return [
         Section("State", _state(results), _budget(results)),
@@ -148,7 +160,7 @@ def sections(
             _CODECS,
         ),
         Section("Table II: reconstructed shapes", _pictured(results), figure="table-2.png",
-                curves=_SYSTEMS),
+                curves=_SYSTEMS, pages=pages),
         Section("Table III: run times", *_table_3(bench)),
         Section("Table IV: decoded views", figure="table-4.png", curves=_DECODING),
         Section("Table V: decoded views of the codecs", figure="table-5.png", curves=_CODECS),
@@ -407,6 +419,18 @@ def _galleries(results: Results, directory: Path) -> dict[str, str]:
     return found
 
 
+def pages(results: Results, directory: Path) -> dict[str, str]:
+    """Return by run a page that turns the shapes of its test objects; a run of every curve has one.
+
+    Args:
+      results: of the study.
+      directory: where the shapes lie.
+    """
+    shown = sorted(_galleries(results, directory).values(), key=list(results.runs).index)
+    shaped = {point.run for point in results.points if point.row["iou"]}
+    return {run: view.page_of(directory / f"{run}.json") for run in shown if run in shaped}
+
+
 def _shapes(results: Results, directory: Path) -> bytes:
     """Return Table II: the truth and the uncompressed network, then systems by rate."""
     rates = [*_PICTURED_RATES, 480.0]
@@ -500,6 +524,9 @@ def as_html(results: Results, parts: Sequence[Section], drawn: Mapping[str, byte
             )
         elif part.figure:
             body.append("<p>Not there yet: no run that it shows is done.</p>")
+        for run, page in part.pages.items():
+            frame = f'<iframe title="{run}" loading="lazy" srcdoc="{html.escape(page)}"></iframe>'
+            body.append(f"<details><summary>{run}, turning</summary>{frame}</details>")
         if part.table:
             head, *rows = part.table
             body.append("<table><thead>" + _html_row(head, "th") + "</thead><tbody>")
@@ -523,7 +550,8 @@ _PAGE = """<!doctype html>
 body { font: 15px/1.45 sans-serif; margin: 2em auto; max-width: 62em; padding: 0 1em; color: #222 }
 table { border-collapse: collapse; font-size: 12px; display: block; overflow-x: auto }
 td, th { border-bottom: 1px solid #ddd; padding: 2px 8px; text-align: left }
-img { max-width: 100% } pre { overflow-x: auto; font-size: 11px; background: #f6f6f6; padding: 1em }
+img { max-width: 100% } iframe { width: 100%; height: 44em; border: 1px solid #ddd }
+pre { overflow-x: auto; font-size: 11px; background: #f6f6f6; padding: 1em }
 p { white-space: pre-line }
 </style></head><body>
 <h1>The study</h1>
@@ -541,7 +569,7 @@ def write(results: Path, bench: Path, output: Path, claims_file: Path) -> list[d
     times = _read_bench(bench)
     found = claims.claims(read, times)
     drawn = draw(read, results)
-    parts = sections(read, found, times)
+    parts = sections(read, found, times, pages(read, results))
     for name, content in drawn.items():
         if content:
             _write(output / "figures" / name, content)

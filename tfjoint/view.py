@@ -30,7 +30,7 @@ def define_flags() -> None:
 
 
 def view(input_path: Path, output_path: Path) -> None:
-    """Write a page that shows the shapes of an .npz file, or results, to `output_path`.
+    """Write the page of an .npz file of shapes, or of results, to `output_path`.
 
     Raises:
       ViewError: the input is neither .npz nor .json, or the output is not .html.
@@ -38,15 +38,20 @@ def view(input_path: Path, output_path: Path) -> None:
     """
     if output_path.suffix.lower() not in (".html", ".htm"):
         raise ViewError(f"a page is an .html file; received {str(output_path)!r}")
-    shows = {".npz": _shapes, ".json": _results}.get(input_path.suffix.lower())
+    text = page_of(input_path)
+    with files.replacing(output_path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def page_of(path: Path) -> str:
+    """Return the page; raises as `view`."""
+    shows = {".npz": _shapes, ".json": _results}.get(path.suffix.lower())
     if shows is None:
         raise ViewError(
             f"a page shows an .npz file of shapes or a .json file of results; received "
-            f"{str(input_path)!r}: give one of these"
+            f"{str(path)!r}: give one of these"
         )
-    text = shows(input_path)
-    with files.replacing(output_path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    return shows(path)
 
 
 def _shapes(path: Path) -> str:

@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -77,9 +78,9 @@ class Tables:
         """
         self._check_iterations(values.shape)
         coder = range_coder()
-        index, bits = self._index(values.shape), (values > 0).astype(np.int32)
-        handle = coder.create_range_encoder([], self._lookup)
-        handle = coder.entropy_encode_index(handle, index, bits.reshape(index.shape))
+        bits = (values > 0).astype(np.int32).reshape(len(values), -1)
+        handle = coder.create_range_encoder([], self._lookup[: bits.shape[1]])
+        handle = coder.entropy_encode_channel(handle, bits)
         return coder.entropy_encode_finalize(handle).numpy()
 
     def decode(self, payload: Bytes, shape: tuple[int, ...]) -> np.ndarray:
@@ -92,9 +93,9 @@ class Tables:
         self._check_iterations(shape)
         self._check_length(len(payload), shape)
         coder = range_coder()
-        index = self._index(shape)
-        handle = coder.create_range_decoder(bytes(payload), self._lookup)
-        _, bits = coder.entropy_decode_index(handle, index, index.shape, np.int32)
+        size = shape[0], math.prod(shape[1:])
+        handle = coder.create_range_decoder(bytes(payload), self._lookup[: size[1]])
+        _, bits = coder.entropy_decode_channel(handle, size, np.int32)
         values = (2 * bits.numpy() - 1).astype(np.int8).reshape(shape)
         if self.encode(values) != payload:
             raise BitstreamError("damaged: the coded payload is not one of codes; get it again")
@@ -102,7 +103,8 @@ class Tables:
 
     @functools.cached_property
     def _lookup(self) -> np.ndarray:
-        # By bit: the precision, then the cumulative probabilities of -1 and +1.
+        # By bit of a view, a channel to the coder: the precision, then the cumulative
+        # probabilities of -1 and +1.
         ones, whole = self.ones.ravel().astype(np.int32), 2**PRECISION
         return np.stack(
             [np.full_like(ones, PRECISION), 0 * ones, whole - ones, np.full_like(ones, whole)], 1
@@ -118,11 +120,6 @@ class Tables:
     def iterations(self) -> int:
         """The most that can be coded; 1 without iterations."""
         return len(self.ones) if self.source.iterative else 1
-
-    def _index(self, shape: tuple[int, ...]) -> np.ndarray:
-        # Which row of the lookup codes which bit: all views begin at the first.
-        of_view = np.arange(np.prod(shape[1:]), dtype=np.int32)
-        return np.broadcast_to(of_view, (shape[0], len(of_view)))
 
     def _check_iterations(self, shape: tuple[int, ...]) -> None:
         if self.source.iterative and shape[1] > self.iterations:

@@ -126,6 +126,26 @@ def test_tables_hold_what_the_results_hold(results, written):
     assert "| sequential | 0.8500 | 1.7000 | 45 / 33 |" in text
 
 
+def test_the_summary_has_the_mean_over_seeds_of_every_system_and_rate(results):
+    read = points.read_results(results)
+    head, *rows, last = study_report.summary(read).splitlines()
+    cells = {row[:18].strip(): row[18:] for row in rows}
+    assert list(cells) == [
+        "implicit", "direct", "sequential", "separate", "JPEG 2000, asked", "JPEG 2000, payload",
+    ]  # fmt: skip
+    assert head.split() == [
+        "6:1", "12:1", "48:1", "96:1", "192:1", "384:1", "480:1", "1024:1", "4096:1", "seeds",
+    ]  # fmt: skip
+    three = [p.row["iou"]["mean"] for p in read.on("direct", 384.0)]
+    assert len(three) == 3
+    low = [p.row["iou"]["mean"] for p in read.on("direct, floats", 6.0)]
+    direct = cells["direct"].split()
+    assert direct[0] == f"{low[0]:.3f}" and direct[5] == f"{np.mean(three):.3f}"
+    assert direct[-1] == "3" and len(direct) == 7  # none at 480:1 and beyond
+    whole = np.mean([p.row["iou"]["mean"] for p in read.on("reconstruction")])
+    assert last.startswith(f"uncompressed {whole:.3f}; mean shape ")
+
+
 def test_every_curve_that_has_shapes_turns_them_in_the_html_report(written):
     page = (written / "report.html").read_text()
     frames = re.findall(r'<iframe title="(.+?)" loading="lazy" srcdoc="([^"]+)"></iframe>', page)

@@ -54,9 +54,11 @@ PUBLISHED_TABLE_III = {
 
 _SYSTEMS = ("implicit", "direct", "sequential", "separate", claims.ASKED, claims.PAYLOAD)
 _DECODING = ("compression, small, random T", "sequential", "direct", claims.ASKED, claims.PAYLOAD)
+_BASELINES = (("mean_shape", "mean shape"), ("best_training_grid", "best training grid"))
 _LOW = tuple(name for name in figures.LOW if not name.startswith("compression"))
 _CODECS = tuple(name for name in figures.STYLES if name.startswith("compression"))
 _PICTURED_RATES = (48.0, 96.0, 192.0, 384.0)
+_SUMMED_UP = (6, 12, 48, 96, 192, 384, 480, 1024, 4096)
 
 
 class Section(NamedTuple):
@@ -185,10 +187,7 @@ def _state(results: Results) -> str:
             f" ({row['data']} {row['split']}: {len(row['objects'])} objects, {views} each; "
             f"records {row['data_sha256'][:12]})"
         )
-    for name, called in (
-        ("mean_shape", "mean shape"),
-        ("best_training_grid", "best training grid"),
-    ):
+    for name, called in _BASELINES:
         if baseline := results.baseline(name):
             text += f". {called}: mIoU {baseline['mean']:.3f} +- {baseline['std']:.3f}"
     return f"{text}. Missing: {', '.join(missing) if missing else 'none'}."
@@ -356,6 +355,31 @@ def _all_points(results: Results) -> list[list[str]]:
                 *(f"{row['iou']['by_threshold'][t]:.3f}" for t in ("0.2", "0.3", "0.4", "0.5")),
             ])  # fmt: skip
     return rows
+
+
+def summary(results: Results) -> str:
+    """Return Fig. 8 as a table of text: mIoU by system and nominal rate, mean over the seeds."""
+    rows = [["", *(f"{rate}:1" for rate in _SUMMED_UP), "seeds"]]
+    for name in _SYSTEMS:
+        same = [p for p in results.points if figures.LOW.get(p.curve, p.curve) == name]
+        if same:
+            cells = [_mean_miou([p for p in same if points.is_rate(p.rate, r)]) for r in _SUMMED_UP]
+            seeds = len({point.seed for point in same})
+            rows.append([name, *cells, str(seeds)])
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
+    ]
+    whole = _mean_miou(results.on("reconstruction"))
+    lines.append(f"uncompressed {whole}" if whole else "uncompressed: not there yet")
+    for name, called in _BASELINES:
+        if baseline := results.baseline(name):
+            lines[-1] += f"; {called} {baseline['mean']:.3f}"
+    return "\n".join(lines)
+
+
+def _mean_miou(same: Sequence[Point]) -> str:
+    return f"{np.mean([p.row['iou']['mean'] for p in same]):.3f}" if same else ""
 
 
 def _rate(value: float | None) -> str:
@@ -594,13 +618,15 @@ def _read_bench(path: Path) -> dict[str, Any] | None:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Write the report, print the verdicts."""
+    """Write the report, print Fig. 8 as a table and the verdicts."""
     values = flags.FLAGS
     results = Path(values.results)
     output = Path(values.output or results)
     name = results.name.replace("study", "claims") if "study" in results.name else "claims"
     claims_file = Path(values.claims or results.with_name(f"{name}.json"))
-    for claim in write(results, Path(values.bench), output, claims_file):
+    found = write(results, Path(values.bench), output, claims_file)
+    print(summary(points.read_results(results)))
+    for claim in found:
         print(f"{claim['verdict']:<15} {claim['claim']}")
     print(f"report: {output / 'report.html'}, {output / 'report.md'}; {claims_file}")
 

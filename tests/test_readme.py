@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from data_tools import data_card, splits
-from tfjoint import compare, report
+from tfjoint import compare, points, report, study_report
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {
@@ -227,6 +227,7 @@ def test_the_example_of_tf_config_is_json_for_two_workers():
 def test_the_tables_are_what_the_committed_results_give():
     assert report.table(RESULTS["direct"]) in README
     assert report.comparison(RESULTS) in README
+    assert study_report.summary(points.read_results(ROOT / "results" / "study")) in README
 
 
 def test_every_config_on_the_demo_set_expects_what_its_results_file_gives():

@@ -80,6 +80,18 @@ def test_the_same_results_give_the_same_bytes_in_another_process(results, writte
     assert "holds           1. implicit" in finished.stdout
 
 
+def test_the_committed_report_is_what_the_committed_results_give(tmp_path):
+    root = Path(__file__).resolve().parents[1]
+    committed = content(root / "results" / "study") | {
+        "claims.json": (root / "results" / "claims.json").read_bytes()
+    }
+    report(root / "results" / "study", tmp_path, root / "bench" / "results.json")
+    written = content(tmp_path)
+    assert {"report.md", "claims.json", "figures/figure-8.svg"} <= written.keys()
+    for name in written.keys() - {"report.html"}:  # a megabyte that one command makes
+        assert committed.get(name) == written[name], f"{name}: run tfjoint.study_report again"
+
+
 def test_nothing_but_the_results_decides_about_the_report(results, written, tmp_path):
     moved = tmp_path / "elsewhere" / "study"
     shutil.copytree(results, moved)

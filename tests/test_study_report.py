@@ -118,6 +118,19 @@ def test_another_result_gives_another_report(results, written, tmp_path):
     assert b"| implicit | 96:1 |  |  | 0.123 |" in after["report.md"]
 
 
+def test_a_figure_of_results_that_are_gone_goes_too(results, tmp_path):
+    fewer = tmp_path / "study"
+    fewer.mkdir()
+    shutil.copy(points.plan_path(results), points.plan_path(fewer))
+    for path in results.glob("sequential.seed0*"):
+        shutil.copy(path, fewer)
+    report(fewer, tmp_path / "again")
+    assert (tmp_path / "again" / "figures" / "table-4.png").exists()
+    (fewer / "sequential.seed0-examples.npz").unlink()
+    report(fewer, tmp_path / "again")
+    assert not (tmp_path / "again" / "figures" / "table-4.png").exists()
+
+
 def test_tables_hold_what_the_results_hold(results, written):
     text = (written / "report.md").read_text()
     for name, rate in (("implicit-192", "192:1"), ("direct-floats", "12:1")):

@@ -597,6 +597,8 @@ def write(results: Path, bench: Path, output: Path, claims_file: Path) -> list[d
     for name, content in drawn.items():
         if content:
             _write(output / "figures" / name, content)
+        else:  # of results that are no longer there
+            (output / "figures" / name).unlink(missing_ok=True)
     _write(output / "report.md", as_markdown(read, parts, drawn, "figures").encode())
     _write(output / "report.html", as_html(read, parts, drawn).encode())
     files.write_json(claims_file, found)

@@ -104,7 +104,7 @@ def table(results: Mapping[str, Any]) -> str:
         slowest, size = row["slowest_milliseconds"], row["request_bytes"]
         times = (f"{row['milliseconds']:.1f}", f"{slowest:.1f}")
         lines.append(ROW.format(name, *times, size or ""))
-    for name, by_clients in results["requests_per_second"].items():
+    for name, by_clients in sorted(results["requests_per_second"].items()):
         shown = ", ".join(f"{rate:.0f} of {clients}" for clients, rate in by_clients.items())
         lines.append(f"{name}: requests per second {shown} clients")
     return "\n".join(lines)

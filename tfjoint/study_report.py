@@ -260,7 +260,7 @@ def _rates_table(results: Results, curves: Sequence[str]) -> list[list[str]]:
                 curve,
                 _rate(rate),
                 *(_rate(_mean_rate(same, name)) for name in ("payload", "file")),
-                f"{np.mean([p.row['iou']['mean'] for p in same]):.3f}",
+                _mean_miou(same),
                 f"{np.mean([p.row['iou']['std'] for p in same]):.3f}",
                 _by_seed(same),
                 ", ".join(p.run for p in same),

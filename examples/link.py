@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from absl import flags
 
-from tfjoint import bitstream, entry, errors, files, metrics, page, voxels
+from tfjoint import bitstream, entry, errors, files, metrics, page, voxels, words
 from tfjoint.config import Config
 from tfjoint.gallery import from_arrays
 from tfjoint.split import CAMERA, GROUND, SplitError, find_ends
@@ -137,12 +137,12 @@ class Screen:
         self._height = 0
         self._picture: list[str] = []
 
-    def show(self, arrival: Arrival, example: Example | None, lost: int = 0) -> None:
+    def show(self, arrival: Arrival, example: Example | None, missing: int = 0) -> None:
         """Show what a packet changed; `example` is its object, where it is known.
 
         A picture stands below one line, and stays there while packets change nothing.
         """
-        line = describe(arrival, example) + (f"; {lost} lost so far" if lost else "")
+        line = describe(arrival, example) + (f"; {missing} missing so far" if missing else "")
         if not self._draws:
             print(line, flush=True)
             return
@@ -160,7 +160,7 @@ class Screen:
 def describe(arrival: Arrival, example: Example | None) -> str:
     """Return what a packet changed as a line."""
     if arrival.kind == DAMAGED:
-        return f"damaged: {arrival.reason}"
+        return f"of no use: {arrival.reason}"
     total = f" of {arrival.total}" if arrival.total else ""
     line = (
         f"object {arrival.object_number} view {arrival.view} {arrival.kind}: "
@@ -219,21 +219,22 @@ def receive(
         arrivals.append(station.receive(data))
         number = arrivals[-1].object_number
         known = [] if number is None else examples[number : number + 1]
-        screen.show(arrivals[-1], known[0] if known else None, lost_so_far(arrivals, views))
+        screen.show(arrivals[-1], known[0] if known else None, missing_so_far(arrivals, views))
 
 
-def lost_so_far(arrivals: Sequence[Arrival], views: int) -> int:
+def missing_so_far(arrivals: Sequence[Arrival], views: int) -> int:
     """Return how many packets before the latest one that was sent have not arrived.
 
     Args:
       views: of every object.
     """
-    sent = [
-        arrival.object_number * views + arrival.view + 1
-        for arrival in arrivals
-        if arrival.object_number is not None and arrival.view is not None
-    ]
-    return max(0, max(sent, default=0) - len(arrivals))
+    sent = 0
+    for arrival in arrivals:
+        if arrival.object_number is None or arrival.view is None:
+            sent += 1  # damaged, so that its place is not known: the next one, most likely
+        else:
+            sent = max(sent, arrival.object_number * views + arrival.view + 1)
+    return max(0, sent - len(arrivals))
 
 
 def summary(arrivals: Sequence[Arrival], examples: Sequence[Example], views: int) -> str:
@@ -242,25 +243,39 @@ def summary(arrivals: Sequence[Arrival], examples: Sequence[Example], views: int
     damaged = sum(arrival.kind == DAMAGED for arrival in arrivals)
     last = {a.object_number: a.occupancy for a in arrivals if a.occupancy is not None}
     ious = [metrics.iou(last[n], e.voxels) for n, e in enumerate(examples) if n in last]
-    shapes = f"; mIoU {np.mean(ious):.3f} of {len(ious)} objects" if ious else ""
-    lost = sent - len(arrivals)
-    return f"{sent} packets sent, {lost} lost, {damaged} damaged{shapes}"
+    parts = [f"{sent} packets sent, {sent - len(arrivals)} lost, {damaged} damaged"]
+    if ious:
+        parts.append(f"mIoU {np.mean(ious):.3f} of {words.count(len(ious), 'object')}")
+    if nothing := len(examples) - len(ious):
+        parts.append(f"nothing of {words.count(nothing, 'object')}")
+    return "; ".join(parts)
 
 
 def write_page(
     path: Path, arrivals: Sequence[Arrival], examples: Sequence[Example], views: int
 ) -> None:
-    """Write a page with the shapes after 1, 2, ... views; the last one stays where views lack."""
+    """Write a page with the shapes after 1, 2, ... views that came, and these views in their order.
+
+    Where views are missing, the last shape stays and pictures are black.
+    """
     shown = np.zeros((len(examples), 1, views, *examples[0].voxels.shape), np.float32)
+    came: dict[int, tuple[int, ...]] = {}
     for arrival in arrivals:
         if arrival.occupancy is not None and arrival.object_number is not None:
             shown[arrival.object_number, 0, len(arrival.arrived) - 1 :] = arrival.occupancy
+            came[arrival.object_number] = arrival.arrived
+    pictures = np.zeros((len(examples), *examples[0].images.shape), np.float32)
+    names = []
+    for number, example in enumerate(examples):
+        order = came.get(number, ())
+        pictures[number, : len(order)] = example.images[list(order)]
+        names.append(f"{example.object_id}: {len(order) or 'none'} of {views} views came")
     gallery = from_arrays(
         {
             "probabilities": shown,
             "truth": np.stack([e.voxels for e in examples]),
-            "images": np.stack([e.images for e in examples]),
-            "names": [e.object_id for e in examples],
+            "images": pictures,
+            "names": names,
             "categories": [e.category for e in examples],
             "views": range(1, views + 1),
             "title": "What arrived",
@@ -319,7 +334,11 @@ def main(argv: Sequence[str]) -> None:
     """Start the camera, receive until it ends, say what came of it."""
     values = flags.FLAGS
     sent, faults, ground = _checked()
+    from tfjoint.codec import beyond_training
+
     print(f"starting both ends: {sent.camera} and {ground}", flush=True)
+    if note := beyond_training(sent.config, sent.iterations):
+        print(note, flush=True)
     examples = read(sent)
     station = Station.of_export(ground)
     context = multiprocessing.get_context("spawn")
@@ -328,6 +347,8 @@ def main(argv: Sequence[str]) -> None:
     process.start()
     sender.close()  # the camera's copy is the only one left, so its end is seen here
     draws = values.show == "blocks" or (values.show == "auto" and sys.stdout.isatty())
+    if draws:
+        print("green: the shape as it grows; blue, where there is room: the truth", flush=True)
     arrivals = receive(receiver, station, examples, sent.views, Screen(draws))
     process.join()
     if process.exitcode:

@@ -152,4 +152,8 @@ def _tensor(name: str, spec: tf.TensorSpec) -> Tensor:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:  # before it serves
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import shutil
 import subprocess
 import sys
 import time
@@ -374,7 +375,8 @@ def test_without_a_model_the_line_says_what_to_do(photos, tmp_path, capsys, monk
         (["info", "a.tfj", *(f"{number}.tfj" for number in range(999))], "25.tfj ...; see"),
         (["compress", "a.png", "-o", "a.tfj", "--iterations=1.5"], "in [1, 255]. Received: '1.5'"),
         (["compress", "a.png", "-o", "a.tfj", "--iterations=256"], "in [1, 255]. Received: '256'"),
-        (["compress", "a.png", "-o", "a.tfj", "--views=1.5"], "unrecognized arguments"),
+        (["compress", "a.png", "-o", "a.tfj", "--views=1.5"], "1.5; see tfjoint compress --help"),
+        (["compress", "a.png", "-o", "a.tfj", "--packets=-"], "packets are files"),
         (["reconstruct", "a.tfj", "-o", "a.obj", "--views=1.5"], "positive whole number"),
         (["compress", "a.png", "-o", "a.tfj", "--rate=9", "--max-bytes=9"], "not allowed with"),
         (["compress", "a.png", "-o", "a.tfj", "--coding=zip"], "invalid choice: 'zip'"),
@@ -490,10 +492,57 @@ def test_files_of_other_models_and_damaged_ones_are_one_line(models, photos, tmp
     line = mistake(capsys, "reconstruct", tmp_path / "a.tfj", *shape, "--model", models["implicit"])
     assert "the codes are of another model" in line
     for wrong in (data[:-1], data[:50] + b"\0" + data[51:], b"", b"\xff\xd8\xff\xe0" * 9):
-        (tmp_path / "bad.tfj").write_bytes(wrong)
-        mistake(capsys, "reconstruct", tmp_path / "bad.tfj", *shape, "--model", models["direct"])
-        mistake(capsys, "info", tmp_path / "bad.tfj")
+        bad = tmp_path / "bad.tfj"
+        bad.write_bytes(wrong)
+        for arguments in (
+            ("reconstruct", bad, *shape, "--model", models["direct"]),
+            ("decompress", bad, "-o", tmp_path / "views", "--model", models["direct"]),
+            ("info", bad),
+        ):
+            assert f"error: {bad}: " in mistake(capsys, *arguments)
     assert not (tmp_path / "a.obj").exists()
+
+
+def test_an_input_is_not_overwritten(models, photos, tmp_path, capsys):
+    photo = tmp_path / "photo.png"
+    shutil.copy(photos[0], photo)
+    model = ["--model", models["direct"]]
+    again = tmp_path / "again" / ".." / "photo.png"
+    (tmp_path / "again").mkdir()
+    for output in (photo, again):
+        line = mistake(capsys, "reconstruct", photos[1], photo, "-o", output, *model)
+        assert "is one of the inputs: give -o another name" in line
+    assert photo.read_bytes() == Path(photos[0]).read_bytes()
+
+
+def test_files_of_another_object_are_not_left_among_those_of_this_one(
+    models, photos, tmp_path, capsys
+):
+    packets, views = tmp_path / "packets", tmp_path / "views"
+    model = ["--model", models["direct"]]
+    data = compressed(models, photos, tmp_path / "a.tfj", "--packets", packets)
+    compressed(models, photos, tmp_path / "a.tfj", "--packets", packets)  # the same again
+    call("decompress", tmp_path / "a.tfj", "-o", views, *model)
+    two = ["compress", *photos[:2], "-o", tmp_path / "a.tfj", *model]
+    line = mistake(capsys, *two, "--packets", packets)
+    assert "view-3.packet is there and would pass for one of this object: take it away" in line
+    assert (tmp_path / "a.tfj").read_bytes() == data
+    call(*two)
+    line = mistake(capsys, "decompress", tmp_path / "a.tfj", "-o", views, *model)
+    assert "view-3.png is there" in line
+
+
+def test_packets_of_two_objects_are_told_apart(models, photos, tmp_path, capsys):
+    for name, chosen in {"a": photos[:2], "b": photos[1:]}.items():
+        compressed(models, chosen, tmp_path / f"{name}.tfj", "--packets", tmp_path / name)
+    mixed = [tmp_path / "a" / "view-1.packet", tmp_path / "b" / "view-2.packet"]
+    output = ["-o", tmp_path / "a.obj", "--model", models["direct"]]
+    assert "packets of one object" in mistake(capsys, "reconstruct", *mixed, *output)
+    for line in (
+        mistake(capsys, "info", mixed[0]),
+        mistake(capsys, "decompress", mixed[0], "-o", tmp_path / "c.png", *output[2:]),
+    ):
+        assert "view-1.packet is a packet" in line and "give them to reconstruct" in line
 
 
 def test_without_the_range_coder_coding_says_what_to_install(

@@ -160,7 +160,7 @@ def test_a_file_without_grids_is_refused_by_what_it_holds(tmp_path, names, held)
         ({"percent": np.zeros((4, 4, 4), int)}, "percent must be uint8"),
         ({"percent": np.zeros((4, 4), np.uint8)}, "percent has 2 axes, not those of"),
         ({"percent": np.zeros((1,) * 7, np.uint8)}, "percent has 7 axes"),
-        ({"percent": np.zeros((4, 4, 5), np.uint8)}, "5 cells a side, percent has 4"),
+        ({"percent": np.zeros((4, 4, 5), np.uint8)}, "4 and 5 cells a side: one is needed"),
         ({"percent": np.zeros((0, 4, 4, 4), np.uint8)}, "percent has no objects"),
         ({"percent": np.zeros((0, 0, 0), np.uint8)}, "percent has no cells a side"),
         ({"truth": np.ones((3, 4, 4, 4), bool)}, "truth has 3 objects, percent has 2"),

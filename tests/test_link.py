@@ -145,10 +145,11 @@ def test_a_picture_is_drawn_over_the_one_before(capsys):
     first = capsys.readouterr().out
     height = len(first.splitlines())
     over = f"\x1b[{height}A\x1b[J"
-    for lost in range(1, 4):  # whatever is damaged, the picture stays below one line about it
-        screen.show(Arrival(DAMAGED, reason="cut off"), None, lost)
+    for missing in range(1, 4):  # whatever is damaged, the picture stays below one line about it
+        screen.show(Arrival(DAMAGED, reason="cut off"), None, missing)
         picture = first.partition("\n")[2]
-        assert capsys.readouterr().out == (f"{over}damaged: cut off; {lost} lost so far\n{picture}")
+        said = f"of no use: cut off; {missing} missing so far"
+        assert capsys.readouterr().out == f"{over}{said}\n{picture}"
     screen.show(_arrival(), _example())
     assert capsys.readouterr().out == f"{over}{first}"
 
@@ -158,17 +159,31 @@ def test_without_a_terminal_there_is_a_line_for_each_arrival(capsys):
     screen.show(_arrival(), None)
     screen.show(Arrival(DAMAGED, reason="cut off"), None, 2)
     assert capsys.readouterr().out == (
-        "object 0 view 2 refined: 2 arrived\ndamaged: cut off; 2 lost so far\n"
+        "object 0 view 2 refined: 2 arrived\nof no use: cut off; 2 missing so far\n"
     )
 
 
-def test_lost_is_what_was_sent_before_and_has_not_arrived():
+def test_missing_is_what_was_sent_before_and_has_not_arrived():
     damaged = Arrival(DAMAGED)
-    assert link.lost_so_far([damaged], views=5) == 0
-    assert link.lost_so_far([_arrival(view=0), _arrival(view=3)], views=5) == 2
-    assert link.lost_so_far([_arrival(view=0), damaged, _arrival(view=3)], views=5) == 1
+    found = [_arrival(view=0), _arrival(view=3)]
+    assert link.missing_so_far([damaged], views=5) == 0
+    assert link.missing_so_far(found, views=5) == 2
+    assert link.missing_so_far([found[0], damaged, found[1]], views=5) == 1
     late = [_arrival(object_number=1, view=2), _arrival(object_number=1, view=1)]
-    assert link.lost_so_far(late, views=5) == 6
+    assert link.missing_so_far(late, views=5) == 6
+
+
+def test_what_is_damaged_later_does_not_make_up_for_what_is_missing():
+    arrivals = [_arrival(view=0), _arrival(view=3)]
+    counts = [link.missing_so_far([*arrivals, *[Arrival(DAMAGED)] * n], views=9) for n in range(4)]
+    assert counts == [2, 2, 2, 2]
+
+
+def test_a_summary_says_of_how_many_objects_there_is_nothing():
+    arrivals = [_arrival(), Arrival(DAMAGED)]
+    said = link.summary(arrivals, [_example(0), _example(1)], views=2)
+    assert said.startswith("4 packets sent, 2 lost, 1 damaged; mIoU 0.")
+    assert said.endswith(" of 1 object; nothing of 1 object")
 
 
 def test_a_line_says_what_arrived():
@@ -202,7 +217,7 @@ def test_two_processes_end_in_the_shapes_that_arrived_and_a_page(ends, tmp_path)
     first, *lines, total, page = result.stdout.splitlines()
     assert first.startswith(f"starting both ends: {ends}")
     assert page == f"page: {tmp_path / 'page.html'}"
-    assert "object-012" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "object-012: 3 of 3 views came" in (tmp_path / "page.html").read_text(encoding="utf-8")
     assert len(lines) == 6 and all(" refined: " in line for line in lines)
     last = {line.split()[1]: float(re.search(r"IoU ([\d.]+)", line)[1]) for line in lines}
     assert total == (
@@ -230,7 +245,9 @@ def test_ctrl_c_ends_both_with_one_word(ends):
 def test_nothing_but_damage_ends_as_well(ends):
     result = runs.finish(command(ends, "--objects=1", "--views=2", "--loss=0", "--bit_errors=0.5"))
     assert result.returncode == 0, result.stderr
-    assert result.stdout.splitlines()[-1] == "2 packets sent, 0 lost, 2 damaged"
+    assert (
+        result.stdout.splitlines()[-1] == "2 packets sent, 0 lost, 2 damaged; nothing of 1 object"
+    )
 
 
 @pytest.mark.slow

@@ -242,7 +242,7 @@ def test_what_is_no_photo_is_refused(tmp_path):
     Image.new("RGB", (9, 9)).save(tmp_path / "b.gif")
     assert "is no PNG, JPEG or WebP photo" in refusal(tmp_path / "b.gif")
     (tmp_path / "c.png").write_bytes(b"")
-    assert "is no PNG" in refusal(tmp_path / "c.png")
+    assert "is empty: give a PNG" in refusal(tmp_path / "c.png")
     assert "no file at" in refusal(tmp_path / "missing.png")
     assert "is a directory" in refusal(tmp_path)
 

@@ -10,11 +10,13 @@ after Ctrl-C. What was done is said on stderr.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -45,8 +47,12 @@ class _Parser(argparse.ArgumentParser):
     """A parser whose errors are a `CommandError`, and so one line, however much was given."""
 
     def error(self, message: str) -> NoReturn:
-        said = textwrap.shorten(message, _LONGEST_MESSAGE, placeholder=" ...")
-        raise CommandError(f"{said}; see {self.prog} --help")
+        raise _misused(self.prog, message)
+
+
+def _misused(program: str, message: str) -> CommandError:
+    said = textwrap.shorten(message, _LONGEST_MESSAGE, placeholder=" ...")
+    return CommandError(f"{said}; see {program} --help")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -56,7 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(arguments: Sequence[str] | None) -> None:
-    parsed = parser().parse_args(arguments)
+    parsed, unknown = parser().parse_known_args(arguments)
+    if unknown:
+        raise _misused(f"tfjoint {parsed.part}", f"unrecognized arguments: {' '.join(unknown)}")
     parsed.run(parsed)
 
 
@@ -123,7 +131,7 @@ def _add_photos(part: argparse.ArgumentParser) -> None:
 def _add_rate(part: argparse.ArgumentParser, otherwise: str) -> argparse._MutuallyExclusiveGroup:
     group = part.add_mutually_exclusive_group()
     group.add_argument(
-        "--rate", type=_rate, help="raw bits over code bits: 48 or 48:1, and never more bits"
+        "--rate", type=_rate, help="raw bits over code bits: 48 or 48:1, never more bits of codes"
     )
     group.add_argument(
         "--iterations",
@@ -181,7 +189,7 @@ def _add_compress(parts: argparse._SubParsersAction) -> None:
         "--max-bytes",
         type=_positive(int),
         metavar="N",
-        help="as many iterations as fit into a file of N bytes",
+        help="as many iterations as fit into a file of N bytes, at most those of training",
     )
     part.add_argument(
         "--coding",
@@ -295,6 +303,8 @@ def _compress(given: argparse.Namespace) -> None:
         raise CommandError(f"codes are written to a .tfj file or -; received {given.output!r}")
     _require_writable(given.output)
     packet_paths: list[str] = []
+    if given.packets == STREAM:
+        raise CommandError("packets are files: give --packets the name of a directory")
     if given.packets:
         packet_paths = _numbered(Path(given.packets), "view-{}.packet", len(given.photos))
     _require_photos(given.photos, given)
@@ -308,7 +318,9 @@ def _compress(given: argparse.Namespace) -> None:
     else:
         codes = _encoded(codec, images, given)
         data = bitstream.encode(codes, coder)
-    for path, packet in zip(packet_paths, codes.packets(0)):
+    # Nothing counts objects here; of their codes, a number keeps two objects' packets apart.
+    number = zlib.crc32(codes.values.tobytes()) & 0xFFFF
+    for path, packet in zip(packet_paths, codes.packets(number)):
         _write(path, bitstream.encode_packet(packet, coder))
     _write(given.output, data)
     _say(given, f"{given.output}: {_described(data)}")
@@ -318,10 +330,13 @@ def _decompress(given: argparse.Namespace) -> None:
     from tfjoint import bitstream, png
 
     data = _read(given.object)
-    there = bitstream.inspect(data).views
+    with _about(given.object):
+        there = bitstream.inspect(data).views
     paths = _pictures(given.output, min(given.views or there, there))
     codec = _codec(given)
-    views = codec.decode(_first(codec, codec.read(data), given))[:, -1]  # after the last iteration
+    with _about(given.object):
+        codes = codec.read(data)
+    views = codec.decode(_first(codec, codes, given))[:, -1]  # after the last iteration
     for path, view in zip(paths, views):
         _write(path, png.encode_png((view * 255).round().astype("uint8")))
     height, width = views.shape[1:3]
@@ -356,6 +371,8 @@ def _reconstruct(given: argparse.Namespace) -> None:
 
     shapes.require_suffix(given.output)
     _require_writable(given.output)
+    if Path(given.output).resolve() in [Path(name).resolve() for name in given.inputs]:
+        raise CommandError(f"{given.output} is one of the inputs: give -o another name")
     if given.threshold > 1:
         raise CommandError(f"a threshold is in (0, 1]. Received: {given.threshold:g}")
     of_file = [name for name in given.inputs if name == STREAM or name.lower().endswith(".tfj")]
@@ -365,7 +382,11 @@ def _reconstruct(given: argparse.Namespace) -> None:
     if of_file or of_packets:
         data = {name: _read(name) for name in given.inputs}
         codec = _codec(given)
-        codes = codec.read_packets(data) if of_packets else codec.read(*data.values())
+        if of_packets:
+            codes = codec.read_packets(data)
+        else:
+            with _about(*of_file):
+                codes = codec.read(data[of_file[0]])
         codes = _first(codec, codes, given)
         occupancy, views = codec.reconstruct(codes), codes.views
     else:
@@ -392,7 +413,9 @@ def _info(given: argparse.Namespace) -> None:
     if given.input != STREAM and Path(given.input).is_dir():
         print("\n".join(_of_export(given.input)))
     else:
-        print(f"{given.input}: {_described(_read(given.input))}")
+        data = _read(given.input)
+        with _about(given.input):
+            print(f"{given.input}: {_described(data)}")
 
 
 def _of_export(path: str) -> list[str]:
@@ -427,7 +450,7 @@ def _view(given: argparse.Namespace) -> None:
     output = Path(given.output or Path(given.input).with_suffix(".html"))
     _require_writable(str(output))
     view.view(Path(given.input), output)
-    print(f"page: {output}, {output.stat().st_size / 2**20:.1f} MB")
+    print(f"page: {output}, {output.stat().st_size / 1e6:.2f} MB")
 
 
 # --- What the parts share -------------------------------------------------------------------------
@@ -518,6 +541,23 @@ def _read(path: str) -> bytes:
     return Path(path).read_bytes()
 
 
+@contextlib.contextmanager
+def _about(name: str) -> Iterator[None]:
+    """Name the .tfj file in what is wrong with it."""
+    from tfjoint.bitstream import BitstreamError
+
+    try:
+        yield
+    except BitstreamError as error:
+        called = "standard input" if name == STREAM else name
+        if name.lower().endswith(".packet"):
+            raise CommandError(
+                f"{called} is a packet, which belongs to the others of its object: give them to "
+                "reconstruct"
+            ) from error
+        raise BitstreamError(f"{called}: {error}") from error
+
+
 def _require_writable(output: str) -> None:
     if output == STREAM and sys.stdout.isatty():
         raise CommandError("bytes are not written to a terminal: give -o a file, or use a pipe")
@@ -539,10 +579,16 @@ def _require_directory(path: Path) -> None:
 def _numbered(directory: Path, name: str, count: int) -> list[str]:
     """Return `count` names of files in a directory that is there or can be made."""
     _require_directory(directory)
-    paths = [str(directory / name.format(number)) for number in range(1, count + 1)]
-    for path in paths:
-        _require_writable(path)
-    return paths
+    paths = [directory / name.format(number) for number in range(1, MOST_COUNTED + 1)]
+    for path in paths[count:]:
+        if path.exists():
+            raise CommandError(
+                f"{path} is there and would pass for one of this object: take it away, or give "
+                "another directory"
+            )
+    for path in paths[:count]:
+        _require_writable(str(path))
+    return [str(path) for path in paths[:count]]
 
 
 def _write(output: str, data: bytes) -> None:

@@ -253,6 +253,10 @@ def _fit(name: str, form: _Form, array: np.ndarray, sizes: dict[str, tuple[int, 
         expected, other = sizes.setdefault(letter, (size, name))
         if not size:
             raise GalleryError(f"{name} has no {_LETTERS[letter]}: leave it out, or fill it")
+        if size != expected and other == name:
+            raise GalleryError(
+                f"{name} has {expected} and {size} {_LETTERS[letter]}: one is needed"
+            )
         if size != expected:
             raise GalleryError(f"{name} has {size} {_LETTERS[letter]}, {other} has {expected}")
     return form.convert(name, array)

@@ -111,6 +111,8 @@ def read_photo(path: str | os.PathLike, fitting: Fitting) -> Photo:
             f"reading photos needs Pillow, which is not here ({error}): install tfjoint[photos]"
         ) from error
     require_file(path)
+    if not os.path.getsize(path):
+        raise PhotoError(f"{path} is empty: give a PNG, JPEG or WebP photo")
     said: list[str] = []
     try:
         with warnings.catch_warnings():

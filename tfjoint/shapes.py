@@ -3,7 +3,7 @@
 .binvox      the occupied cells, in a cube of side 1 around the origin
 .obj .ply    their closed surface, in the same place, y up
 .png         a picture of them
-.npz         the probabilities themselves, as `tfjoint.gallery` describes it
+.npz         the probabilities themselves, [D, D, D], as `tfjoint.gallery` describes it
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tfjoint import binvox, files, gallery, png, voxels
+from tfjoint import binvox, files, png, voxels
 from tfjoint.errors import UserError
 from tfjoint.metrics import THRESHOLD
 
@@ -39,8 +39,8 @@ def write_shape(
     suffix = require_suffix(path)
     if suffix == ".npz":
         name = "voxels" if occupancy.dtype == bool else "probabilities"
-        shape = gallery.from_arrays({name: occupancy, "threshold": threshold})
-        gallery.write_gallery(path, shape)
+        with files.replacing(path) as temporary, temporary.open("wb") as handle:
+            np.savez_compressed(handle, **{name: occupancy, "threshold": np.array(threshold)})
         return
     grid = occupancy if occupancy.dtype == bool else occupancy >= threshold
     content = _FORMS[suffix](grid)

@@ -115,7 +115,7 @@ def test_another_result_gives_another_report(results, written, tmp_path):
     report(changed, tmp_path / "again")
     before, after = content(written), content(tmp_path / "again")
     assert before["figures/figure-8.svg"] != after["figures/figure-8.svg"]
-    assert b"| implicit | 96:1 |  |  | 0.123 |" in after["report.md"]
+    assert b"| implicit | 96:1 |  |  |  |  | 0.123 |" in after["report.md"]
 
 
 def test_a_figure_of_results_that_are_gone_goes_too(results, tmp_path):
@@ -136,7 +136,7 @@ def test_tables_hold_what_the_results_hold(results, written):
     for name, rate in (("implicit-192", "192:1"), ("direct-floats", "12:1")):
         row = json.loads((results / f"{name}.seed0.json").read_text())["rows"][0]
         curve = "direct, floats" if "floats" in name else "implicit"
-        line = f"| {curve} | {rate} |  |  | {row['iou']['mean']:.3f} | {row['iou']['std']:.3f} |"
+        line = f"| {curve} | {rate} |  |  |  |  | {row['iou']['mean']:.3f} | {row['iou']['std']:.3f} |"
         assert line in text
     seeds = [
         json.loads((results / f"direct.seed{seed}.json").read_text())["rows"][0]["iou"]["mean"]

@@ -42,7 +42,8 @@ def results(tmp_path_factory) -> Path:
 
 def report(results: Path, output: Path, bench: Path | None = None) -> list[dict]:
     missing = output / "none.json"
-    return study_report.write(results, bench or missing, output, output / "claims.json")
+    read = points.read_results(results)
+    return study_report.write(read, results, bench or missing, output, output / "claims.json")
 
 
 def content(directory: Path) -> dict[str, bytes]:
@@ -126,6 +127,9 @@ def test_a_figure_of_results_that_are_gone_goes_too(results, tmp_path):
         shutil.copy(path, fewer)
     report(fewer, tmp_path / "again")
     assert (tmp_path / "again" / "figures" / "table-4.png").exists()
+    assert (tmp_path / "again" / "figures" / "figure-10.svg").exists()
+    for name in ("figure-9.svg", "figure-11.svg"):  # empty axes would look like a result
+        assert not (tmp_path / "again" / "figures" / name).exists()
     (fewer / "sequential.seed0-examples.npz").unlink()
     report(fewer, tmp_path / "again")
     assert not (tmp_path / "again" / "figures" / "table-4.png").exists()
@@ -136,7 +140,9 @@ def test_tables_hold_what_the_results_hold(results, written):
     for name, rate in (("implicit-192", "192:1"), ("direct-floats", "12:1")):
         row = json.loads((results / f"{name}.seed0.json").read_text())["rows"][0]
         curve = "direct, floats" if "floats" in name else "implicit"
-        line = f"| {curve} | {rate} |  |  |  |  | {row['iou']['mean']:.3f} | {row['iou']['std']:.3f} |"
+        line = (
+            f"| {curve} | {rate} |  |  |  |  | {row['iou']['mean']:.3f} | {row['iou']['std']:.3f} |"
+        )
         assert line in text
     seeds = [
         json.loads((results / f"direct.seed{seed}.json").read_text())["rows"][0]["iou"]["mean"]

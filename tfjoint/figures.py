@@ -128,7 +128,9 @@ def miou_against_rate(results: Results, rate: str = "nominal") -> bytes:
 
 
 def l_comp_against_rate(results: Results, systems: Sequence[str]) -> bytes:
-    """Return Fig. 10 or 11: L_comp against the rate."""
+    """Return Fig. 10 or 11: L_comp against the rate; nothing where no system has results."""
+    if not any(results.on(name) for name in systems):
+        return b""
 
     def draw(axes: Any, _: Any) -> None:
         _draw_curves(axes, results, systems, lambda p: p.row["l_comp"])
@@ -175,13 +177,16 @@ def _label(axes: Any, x: str, y: str) -> None:
 
 
 def middle_bin(results: Results) -> bytes:
-    """Return Fig. 9: mIoU against the rate within one bin of objects of equal difficulty."""
+    """Return Fig. 9: mIoU against the rate within one bin of objects of equal difficulty.
+
+    Nothing where the uncompressed network has no results, by which objects are binned.
+    """
     chosen = claims.middle_bin(results)
+    if chosen is None:
+        return b""
 
     def draw(axes: Any, _: Any) -> None:
         shown = [n for n in ("implicit", "direct", "sequential", claims.ASKED) if results.on(n)]
-        if chosen is None:
-            return
         for number, name in enumerate(shown):
             colour, marker = STYLES[name]
             groups = by_rate(results.on(name))

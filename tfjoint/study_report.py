@@ -596,20 +596,29 @@ p { white-space: pre-line }
 # --- The command ----------------------------------------------------------------------------------
 
 
-def write(results: Path, bench: Path, output: Path, claims_file: Path) -> list[dict[str, Any]]:
-    """Write the report; return the claims. Raises `UserError`."""
-    read = points.read_results(results)
+def write(
+    results: Results, directory: Path, bench: Path, output: Path, claims_file: Path
+) -> list[dict[str, Any]]:
+    """Write the report; return the claims. Raises `UserError`.
+
+    Args:
+      results: of the study.
+      directory: where they, and the shapes and views to look at, lie.
+      bench: file with the times of Table III.
+      output: directory of the report.
+      claims_file: file of the claims.
+    """
     times = _read_bench(bench)
-    found = claims.claims(read, times)
-    drawn = draw(read, results)
-    parts = sections(read, found, times, pages(read, results))
+    found = claims.claims(results, times)
+    drawn = draw(results, directory)
+    parts = sections(results, found, times, pages(results, directory))
     for name, content in drawn.items():
         if content:
             _write(output / "figures" / name, content)
         else:  # of results that are no longer there
             (output / "figures" / name).unlink(missing_ok=True)
-    _write(output / "report.md", as_markdown(read, parts, drawn, "figures").encode())
-    _write(output / "report.html", as_html(read, parts, drawn).encode())
+    _write(output / "report.md", as_markdown(results, parts, drawn, "figures").encode())
+    _write(output / "report.html", as_html(results, parts, drawn).encode())
     files.write_json(claims_file, found)
     return found
 
@@ -631,12 +640,13 @@ def _read_bench(path: Path) -> dict[str, Any] | None:
 def main(argv: Sequence[str]) -> None:
     """Write the report, print Fig. 8 as a table and the verdicts."""
     values = flags.FLAGS
-    results = Path(values.results)
-    output = Path(values.output or results)
-    name = results.name.replace("study", "claims") if "study" in results.name else "claims"
-    claims_file = Path(values.claims or results.with_name(f"{name}.json"))
-    found = write(results, Path(values.bench), output, claims_file)
-    print(summary(points.read_results(results)))
+    directory = Path(values.results)
+    output = Path(values.output or directory)
+    name = directory.name.replace("study", "claims") if "study" in directory.name else "claims"
+    claims_file = Path(values.claims or directory.with_name(f"{name}.json"))
+    results = points.read_results(directory)
+    found = write(results, directory, Path(values.bench), output, claims_file)
+    print(summary(results))
     for claim in found:
         print(f"{claim['verdict']:<15} {claim['claim']}")
     print(f"report: {output / 'report.html'}, {output / 'report.md'}; {claims_file}")

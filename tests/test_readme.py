@@ -130,8 +130,8 @@ def use_the_shell(cwd: Path) -> None:
     assert sorted(path.name for path in (cwd / "runs" / "views").iterdir()) == [
         f"view-{number}.png" for number in (1, 2, 3)
     ]
-    assert (cwd / "runs" / "chair.obj").read_text().startswith("v ")
-    assert "<canvas" in (cwd / "runs" / "chair.html").read_text(encoding="utf-8")
+    assert (cwd / "runs" / "cabinet.obj").read_text().startswith("v ")
+    assert "<canvas" in (cwd / "runs" / "cabinet.html").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")

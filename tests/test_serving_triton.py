@@ -243,7 +243,7 @@ def test_the_client_of_the_page_works_as_written(server, tmp_path):
     (snippet,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     (tmp_path / "runs" / "photos").mkdir(parents=True)
     for number, view in enumerate(noise(1, 3)[0], 1):
-        path = tmp_path / "runs" / "photos" / f"chair-{number}.png"
+        path = tmp_path / "runs" / "photos" / f"cabinet-{number}.png"
         Image.fromarray(np.pad(view, ((2, 2), (2, 2), (0, 0)))).save(path)
     side = noise(1, 1).shape[2]
     for written, here in (("localhost:8000", server.http), ("66, 66", f"{side + 2}, {side + 2}")):

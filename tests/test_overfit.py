@@ -197,5 +197,6 @@ def test_direct_learns_four_objects_without_a_binarizer(records):
     assert_images_are_learned(direct)
 
 
+@pytest.mark.long
 def test_implicit_learns_four_objects(records):
     assert_shapes_are_learned(learn(records, "implicit", 250))

@@ -184,7 +184,7 @@ def test_both_ends_work_as_written(trained):
         "export/1", "ends/camera/1", "ends/ground/1", "ends/lite/1"
     ]  # fmt: skip
     snippets = [snippet for snippet in blocks("python") if "runs/direct" in snippet]
-    assert len(snippets) == 2
+    assert len(snippets) == 3
     for snippet in snippets:
         result = subprocess.run(
             [sys.executable, "-c", snippet], cwd=trained, capture_output=True, text=True

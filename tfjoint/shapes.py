@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tfjoint import binvox, files, png, voxels
+from tfjoint import binvox, files, gallery, png, voxels
 from tfjoint.errors import UserError
 from tfjoint.metrics import THRESHOLD
 
@@ -39,8 +39,10 @@ def write_shape(
     suffix = require_suffix(path)
     if suffix == ".npz":
         name = "voxels" if occupancy.dtype == bool else "probabilities"
+        arrays = {name: occupancy, "threshold": np.array(threshold)}
+        gallery.from_arrays(arrays)  # refuses what its readers would
         with files.replacing(path) as temporary, temporary.open("wb") as handle:
-            np.savez_compressed(handle, **{name: occupancy, "threshold": np.array(threshold)})
+            np.savez_compressed(handle, **arrays)
         return
     grid = occupancy if occupancy.dtype == bool else occupancy >= threshold
     content = _FORMS[suffix](grid)

@@ -334,9 +334,8 @@ def _decompress(given: argparse.Namespace) -> None:
         there = bitstream.inspect(data).views
     paths = _pictures(given.output, min(given.views or there, there))
     codec = _codec(given)
-    with _about(given.object):
-        codes = codec.read(data)
-    views = codec.decode(_first(codec, codes, given))[:, -1]  # after the last iteration
+    codes = _first(codec, _codes_in(given.object, data, codec), given)
+    views = codec.decode(codes)[:, -1]  # after the last iteration
     for path, view in zip(paths, views):
         _write(path, png.encode_png((view * 255).round().astype("uint8")))
     height, width = views.shape[1:3]
@@ -382,11 +381,7 @@ def _reconstruct(given: argparse.Namespace) -> None:
     if of_file or of_packets:
         data = {name: _read(name) for name in given.inputs}
         codec = _codec(given)
-        if of_packets:
-            codes = codec.read_packets(data)
-        else:
-            with _about(*of_file):
-                codes = codec.read(data[of_file[0]])
+        codes = codec.read_packets(data) if of_packets else _codes_in(*data.popitem(), codec)
         codes = _first(codec, codes, given)
         occupancy, views = codec.reconstruct(codes), codes.views
     else:
@@ -539,6 +534,11 @@ def _read(path: str) -> bytes:
     if not Path(path).is_file():
         raise CommandError(f"no file at {path}: give one that compress has written")
     return Path(path).read_bytes()
+
+
+def _codes_in(name: str, data: bytes, codec: Codec) -> Codes:
+    with _about(name):
+        return codec.read(data)
 
 
 @contextlib.contextmanager

@@ -36,6 +36,7 @@ RANGES = [
     ("iterations_min", 0, 1, 8, 9),
     ("iterations_max", 0, 1, 64, 65),
     ("loss_weight", -1e-9, 0.0, 1e9, float("inf")),
+    ("original_views_steps", -1, 0, None, None),
     ("learning_rate", 0.0, 1e-8, 1.0, 1.0001),
     ("image_size", 0, 16, 1024, None),
     ("code_channels", 0, 1, None, None),
@@ -60,6 +61,7 @@ EFFECTS = {
     **dict.fromkeys(("grid_size", "grid_channels", "voxel_channels"), WITH_GRID),
     **dict.fromkeys(("shared_bias", "output_gate", "unpooling"), WITH_GRID),
     "loss_weight": {"sequential", "direct"},
+    "original_views_steps": {"sequential"},
     "recompute": WITH_CODEC - {"separate"},
     "feature_channels": {*WITH_RECONSTRUCTION, "implicit"},
     "pool_padding": {*WITH_RECONSTRUCTION, "implicit"},
@@ -518,6 +520,14 @@ def test_settings_of_another_version_are_changes_too():
     old, new = {"seed": 0, "gone": 1, "same": 2}, {"seed": 0, "came": 3, "same": 2}
     assert changes(old, new) == ["gone: 1 -> None", "came: None -> 3"]
     assert changes(old, old) == []
+
+
+def test_a_setting_of_a_later_version_had_its_default():
+    old = Config().to_json()
+    del old["original_views_steps"]
+    assert changes(old, Config().to_json()) == []
+    new = Config(model="sequential", original_views_steps=3).to_json()
+    assert "original_views_steps: 0 -> 3" in changes(old, new)
 
 
 def test_an_integer_for_a_float_is_no_change():

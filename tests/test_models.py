@@ -154,7 +154,8 @@ def test_a_system_is_made_of_the_settings_that_it_is_said_to_use(name):
     # What the loss, the minibatch and the trainer read.
     elsewhere = {"loss_weight", "iterations_min", "iterations_max", "rates", "codec_run"}
     partial = set().union(*config.USES.values())
-    frozen = {"recompute"} if name == "separate" else set()  # a frozen codec has no backward pass
+    # A frozen codec has no backward pass, and nothing to wait for.
+    frozen = {"recompute", "original_views_steps"} if name == "separate" else set()
     assert (witness.read & partial) - frozen == config.USES[name] - elsewhere
 
 
@@ -433,6 +434,24 @@ def test_the_codes_of_the_sequential_model_are_those_of_its_codec_and_give_its_s
     np.testing.assert_array_equal(sequential.encode(given, 2), output.codes)
     np.testing.assert_allclose(sequential.decode(output.codes), output.decoded, atol=1e-6)
     np.testing.assert_allclose(sequential.occupancy(output.codes), output.logits, atol=2e-5)
+
+
+def test_the_sequential_model_reconstructs_from_the_original_views_at_first():
+    model = make(model="sequential", original_views_steps=2)
+    randomise(model, 1.5)
+    given = images(24, 1, 2)
+    for step, original in ((0, True), (1, True), (2, False)):
+        with tf.GradientTape() as tape:
+            output = model(given, iterations=3, noise=noise(2, step))
+            loss = tf.reduce_mean(tf.square(output.logits))
+        seen = given if original else tf.clip_by_value(output.decoded[:, :, -1], 0, 1)
+        expected = model.reconstruction(seen).logits
+        np.testing.assert_allclose(output.logits, expected, atol=1e-5)
+        gradients = tape.gradient(loss, model.compression.trainable_variables)
+        assert any(g is not None and np.any(g) for g in gradients) != original
+    np.testing.assert_array_equal(
+        model(given, iterations=3).logits, model.occupancy(model.encode(given, 3))
+    )
 
 
 def test_the_separate_model_computes_what_the_sequential_one_does_at_inference(sequential):

@@ -44,7 +44,7 @@ USES: dict[str, frozenset[str]] = {
     "reconstruction": _RECONSTRUCTION,
     "jpeg2000": _RECONSTRUCTION | {"rates"},
     "separate": (_CODEC | _RECONSTRUCTION | {"codec_run"}) - {"recompute"},
-    "sequential": _CODEC | _RECONSTRUCTION | {"loss_weight"},
+    "sequential": _CODEC | _RECONSTRUCTION | {"loss_weight", "original_views_steps"},
     "direct": _CODEC | _GRID | {"loss_weight"},
     "implicit": _IMAGE_ENCODER | _GRID | {"binarizer", "code_bits"},
 }
@@ -146,6 +146,9 @@ class Config:
     photos: str = _setting("", "folder of photos to put behind the objects, instead of a colour")
 
     loss_weight: float = _setting(1.0, "weight of L_3D beside L_comp (Eq. 16)", low=0.0)
+    original_views_steps: int = _setting(
+        0, "first minibatches, in which the grid is shown the original views", low=0
+    )
     optimizer: str = _setting("adam", "optimizer", choices=OPTIMIZERS)
     learning_rate: float = _setting(
         5e-4, "learning rate at the start; 1e-4 where only a 3D network learns", low=1e-8, high=1.0
@@ -345,7 +348,12 @@ def describe(config: Config, origins: Mapping[str, str]) -> str:
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Return "name: old -> new" for every setting that a resumed run must not change but did."""
+    """Return "name: old -> new" for every setting that a resumed run must not change but did.
+
+    A setting that one of them lacks is of a later revision, and had its default.
+    """
+    defaults = Config().to_json()
+    old, new = {**defaults, **old}, {**defaults, **new}
     free = {field.name for field in dataclasses.fields(Config) if field.metadata["free"]}
     names = [name for name in {**old, **new} if name not in free]
     return [

@@ -21,6 +21,11 @@ class BinarizerNoise(NamedTuple):
     total_rows: tf.Tensor
     """[] int32, number of rows of all replicas."""
 
+    @property
+    def step(self) -> tf.Tensor:
+        """[] int32, index of the minibatch."""
+        return self.seed[1]
+
     def uniform(self, iteration: tf.Tensor | int, activation: tf.Tensor) -> tf.Tensor:
         """Return U[0, 1) float32 of the shape of `activation` [N, ...], for one iteration."""
         shape = tf.shape(activation)

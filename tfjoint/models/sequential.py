@@ -24,6 +24,7 @@ class Sequential(tf.keras.Model):
         super().__init__(autocast=False, **kwargs)
         self.compression = Compression(config)
         self.reconstruction = Reconstruction(config)
+        self.original_views_steps = config.original_views_steps
 
     def build(self, input_shape=None) -> None:
         """Make all weights; the image size is the config's."""
@@ -34,9 +35,17 @@ class Sequential(tf.keras.Model):
     def call(
         self, images: tf.Tensor, iterations: tf.Tensor | int, noise: BinarizerNoise | None = None
     ) -> Output:
-        """Run the whole model on images [B, V, H, W, 3] in [0, 1]; with `noise`, training."""
+        """Run the whole model on images [B, V, H, W, 3] in [0, 1]; with `noise`, training.
+
+        In the first `original_views_steps` minibatches the reconstruction network is shown the
+        views themselves: what an untrained codec decodes is grey and bright, and large rates drive
+        the gates of the grid so far into saturation by it that no view moves them again.
+        """
         output = self.compression(images, iterations=iterations, noise=noise)
-        logits = self._occupancy_of(output.decoded, training=noise is not None)
+        seen = _last(output.decoded)
+        if noise is not None and self.original_views_steps:
+            seen = tf.where(noise.step < self.original_views_steps, images, seen)
+        logits = self.reconstruction.occupancy(seen, training=noise is not None)
         return output._replace(logits=logits)
 
     def encode(self, images: tf.Tensor, iterations: tf.Tensor | int) -> tf.Tensor:

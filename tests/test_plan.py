@@ -30,13 +30,14 @@ def test_every_system_and_rate_of_the_paper_is_in_it():
     runs = {run.name: run for run in plan.planned(study())}
     assert len(runs) == len(plan.planned(study()))  # no name twice
     seeds = Counter(name.rpartition(".seed")[0] for name in runs)
-    three = {"reconstruction", "implicit-384", "direct", "sequential"}
-    three |= {"jpeg2000-asked", "jpeg2000-payload"}
-    assert {name for name, count in seeds.items() if count == 3} == three
-    assert set(seeds) - three == {
+    main = {"reconstruction", "implicit-384", "direct", "sequential"}
+    main |= {"jpeg2000-asked", "jpeg2000-payload"}
+    assert {name for name, count in seeds.items() if count == len(plan.SEEDS)} == main
+    assert set(seeds) - main == {
         *(f"implicit-{rate}" for rate in (4096, 1024, 480, 192, 96, 48)),
         *("separate", "separate-floats", "direct-floats", "sequential-floats", "jpeg2000-low"),
-        *("implicit-floats-12", "implicit-floats-6", "compression-floats", "reconstruction-long"),
+        *("implicit-floats-12", "implicit-floats-6", "compression-floats"),
+        *("reconstruction-long", "reconstruction-wide", "reconstruction-half"),
         *("compression-small-random", "compression-small-constant"),
         *("compression-original-random", "compression-original-constant"),
     }
@@ -90,6 +91,7 @@ def test_all_runs_but_the_long_one_have_the_same_budget(profile):
     budgets = {
         run.name: plan.total_steps(plan.run_config(asked, run), 3030)
         * plan.run_config(asked, run).batch_size
+        / (2 if run.views == plan.HALF else 1)  # of the objects
         for run in plan.planned(asked)
     }
     long = budgets.pop("reconstruction-long.seed0")
@@ -101,10 +103,11 @@ def test_the_papers_study_has_the_papers_settings():
     asked = study("paper", *committed(), data="data/shapenet")
     for run in plan.planned(asked):
         resolved = plan.run_config(asked, run)
-        long = run.name.startswith("reconstruction-long")
-        assert resolved.epochs == (60 if long else 20)
+        times = {"reconstruction-long": 3, "reconstruction-half": 2}
+        budget = times.get(run.name.partition(".")[0], 1)
+        assert resolved.epochs == 20 * budget
         assert resolved.batch_size == 6 and (resolved.views_min, resolved.views_max) == (1, 5)
-        assert resolved.halve_at_epochs == ((9, 30, 60, 150) if long else (3, 10, 20, 50))
+        assert resolved.halve_at_epochs == tuple(budget * epoch for epoch in (3, 10, 20, 50))
         default = config.MODELS[run.model].get("learning_rate", 5e-4)
         assert resolved.learning_rate == default
 
@@ -143,6 +146,28 @@ def test_jpeg_2000_runs_train_on_the_views_of_their_mode_and_name_the_originals(
     assert plan.records_of(study(data="demo"), "asked") == "data/demo-jpeg2000"
 
 
+def test_half_of_the_meshes_is_trained_on_and_the_same_objects_are_tested():
+    asked = study()
+    (run,) = [run for run in plan.planned(asked) if run.views == plan.HALF]
+    assert "--data=data/open-68-half" in plan.train_command(asked, run)
+    assert "--data=data/open-68" in plan.evaluate_command(asked, run)
+    made = plan.records_command(asked, run.views)
+    assert made == [
+        *("-m", "data_tools.hold_out", "--records=data/open-68"),
+        *("--output=data/open-68-half", "--fraction=0.5"),
+    ]
+
+
+def test_the_wide_network_has_every_width_of_the_uncompressed_one_twice():
+    asked = study()
+    runs = {run.name: plan.run_config(asked, run) for run in plan.planned(asked)}
+    plain, wide = (runs[f"reconstruction{suffix}.seed0"] for suffix in ("", "-wide"))
+    changed = {name for name, value in plain.to_json().items() if wide.to_json()[name] != value}
+    widths = {"feature_channels", "features", "grid_channels", "voxel_channels"}
+    assert changed == {*widths, "run_dir"}
+    assert wide.voxel_channels == tuple(2 * width for width in plain.voxel_channels)
+
+
 def test_commands_are_shown_as_they_are_typed():
     asked = study(data="data/a b")
     shown = plan.shown(plan.train_command(asked, plan.planned(asked)[0]))
@@ -167,7 +192,7 @@ def test_the_nearer_a_setting_is_to_a_run_the_more_it_counts():
     plan.check(asked, plan.planned(asked))
     sizes = {run.name: plan.run_config(asked, run).batch_size for run in plan.planned(asked)}
     assert sizes["direct.seed0"] == 8 and sizes["implicit-96.seed0"] == 7
-    assert [sizes[f"implicit-384.seed{seed}"] for seed in range(3)] == [6, 5, 6]
+    assert [sizes[f"implicit-384.seed{seed}"] for seed in plan.SEEDS] == [6, 5]
     # The codec alone has one loss: a setting for all is for all that use it.
     runs = {run.name: run for run in plan.planned(asked)}
     assert "loss_weight" not in plan.given_settings(asked, runs["compression-floats.seed0"])
@@ -219,13 +244,11 @@ def test_runs_are_selected_by_name_model_pattern_and_seed():
     everything = [run.name for run in plan.planned(study())]
     assert names("") == everything
     assert names("direct.seed1") == ["direct.seed1"]
-    assert names("direct") == [
-        *(f"direct{s}" for s in (".seed0", "-floats.seed0", ".seed1", ".seed2"))
-    ]
-    assert names("implicit-384") == [f"implicit-384.seed{seed}" for seed in range(3)]
+    assert names("direct") == [*(f"direct{s}" for s in (".seed0", "-floats.seed0", ".seed1"))]
+    assert names("implicit-384") == ["implicit-384.seed0", "implicit-384.seed1"]
     assert names("implicit-floats-*") == ["implicit-floats-12.seed0", "implicit-floats-6.seed0"]
-    assert {name[-1] for name in names("", 1, 2)} == {"1", "2"}
-    assert names("sequential,direct", 2) == ["direct.seed2", "sequential.seed2"]
+    assert {name[-1] for name in names("", 1)} == {"1"}
+    assert names("sequential,direct", 1) == ["direct.seed1", "sequential.seed1"]
 
 
 def test_the_codec_comes_with_the_run_that_takes_it():

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tfjoint.config import RAW_BITS, Config, ConfigError, resolve
+from tfjoint.config import PROFILES, RAW_BITS, Config, ConfigError, resolve
 from tfjoint.errors import UserError
 
 JPEG2000_RATES = (48, 96, 128, 192, 256, 384, 480)
@@ -23,9 +23,11 @@ LOW_RATES = (6, 12)
 """At these the paper takes the binarizer away and trains JPEG 2000's network again (Sec. IV-C)."""
 IMPLICIT_RATES = (384, 48, 96, 192, 480, 1024, 4096)
 """The paper's up to 480, then beyond it; one model each."""
-SEEDS = (0, 1, 2)
+SEEDS = (0, 1)
 LONG = 3
 """Of Table I: its 60 epochs are this many times the 20 of everything else."""
+HALF = "half"
+"""Records of half of the training meshes."""
 
 _FLOAT_BITS = 32
 _DRAWN, _FIXED = "random T", "constant T"
@@ -47,7 +49,7 @@ class Run:
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """What makes it this run, beside model and seed."""
     views: str = "raw"
-    """Which records: "raw", or JPEG 2000 views in mode "asked" or "payload"."""
+    """Which records: "raw", raw ones of `HALF`, or JPEG 2000 views in mode "asked" or "payload"."""
     after: str = ""
     """The run whose codec it takes."""
     budget: int = 1
@@ -76,8 +78,8 @@ def planned(study: Study) -> list[Run]:
     size = resolve({"model": "reconstruction", "profile": study.profile})[0].image_size
     main = [_with_seed(run, 0) for run in (*_core(size), *_codecs(), *_implicit(size), *_low(size))]
     repeated = [_with_seed(run, seed) for seed in SEEDS[1:] for run in _core(size)]
-    long = Run("reconstruction-long", "reconstruction, long", "reconstruction", budget=LONG)
-    return [*main, _with_seed(long, 0), *repeated]
+    limits = [_with_seed(run, 0) for run in _limits(study.profile)]
+    return [*main, *limits, *repeated]
 
 
 def _core(size: int) -> list[Run]:
@@ -123,6 +125,26 @@ def _low(size: int) -> list[Run]:
             settings={"rates": tuple(map(float, LOW_RATES))}, views="asked"),
         codec,
         Run("separate-floats", "separate, floats", "separate", settings=floats, after=codec.name),
+    ]  # fmt: skip
+
+
+def _limits(profile: str) -> list[Run]:
+    """Return the uncompressed network with more steps, more weights, fewer meshes.
+
+    They tell what the level of all mIoU depends on; every other system contains this network.
+    """
+    widths = PROFILES[profile]
+    doubled = {
+        name: tuple(2 * width for width in widths[name])
+        if isinstance(widths[name], tuple)
+        else 2 * widths[name]
+        for name in ("feature_channels", "features", "grid_channels", "voxel_channels")
+    }
+    return [
+        Run("reconstruction-long", "reconstruction, long", "reconstruction", budget=LONG),
+        Run("reconstruction-wide", "reconstruction, wide", "reconstruction", settings=doubled),
+        Run("reconstruction-half", "reconstruction, half the meshes", "reconstruction",
+            views=HALF, budget=2),
     ]  # fmt: skip
 
 
@@ -301,6 +323,8 @@ def records_of(study: Study, views: str) -> str:
     if views == "raw":
         return study.data
     base = "data/demo" if study.data == "demo" else study.data
+    if views == HALF:
+        return f"{base}-{HALF}"
     return f"{base}-jpeg2000" + ("" if views == "asked" else f"-{views}")
 
 
@@ -310,8 +334,11 @@ def run_directory(study: Study, run: Run) -> str:
 
 
 def records_command(study: Study, views: str) -> list[str]:
-    """Return the arguments of the command that makes JPEG 2000 views."""
+    """Return the arguments of the command that makes records other than the raw ones."""
     source = "tfjoint/demo" if study.data == "demo" else study.data
+    if views == HALF:
+        output = f"--output={records_of(study, views)}"
+        return ["-m", "data_tools.hold_out", f"--records={source}", output, "--fraction=0.5"]
     rates = ",".join(map(str, sorted({*LOW_RATES, *JPEG2000_RATES})))
     return [
         *("-m", "data_tools.build_jpeg2000", f"--records={source}", f"--mode={views}"),
@@ -328,7 +355,9 @@ def evaluate_command(study: Study, run: Run) -> list[str]:
     """Return the arguments of the command that evaluates a run."""
     directory = run_directory(study, run)
     command = ["-m", "tfjoint.evaluate", f"--export={directory}/export"]
-    if run.views != "raw":
+    if run.views == HALF:
+        command.append(f"--data={study.data}")
+    elif run.views != "raw":
         command.append(f"--originals={study.data}")
     if run.model != "compression":
         command.append("--view_counts")

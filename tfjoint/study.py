@@ -176,9 +176,11 @@ def _newest_step(run: Path) -> int:
         return 0
 
 
-def training_objects(study: Study) -> int:
+def training_objects(study: Study, views: str = "raw") -> int:
     """Return the number of training objects; 0 where the records are not there."""
-    root = Path(__file__).parent / "demo" if study.data == "demo" else Path(study.data)
+    # JPEG 2000 views are of the objects that they were made of.
+    data = plan.records_of(study, plan.HALF) if views == plan.HALF else study.data
+    root = Path(__file__).parent / "demo" if data == "demo" else Path(data)
     try:
         manifest = json.loads((root / "manifest.json").read_text(encoding="utf-8"))
         return sum(shard["records"] for shard in manifest["splits"]["train"])
@@ -191,8 +193,7 @@ def training_objects(study: Study) -> int:
 
 def listing(study: Study, runs: Sequence[Run], jobs: int = 1) -> str:
     """Return a line per run; below, how many there are of each state and the time that is left."""
-    objects = training_objects(study)
-    found = [(run, status(study, run, objects)) for run in runs]
+    found = [(run, status(study, run, training_objects(study, run.views))) for run in runs]
     width = max(len(run.name) for run in runs)
     lines = [f"{'run':<{width}}  {'state':<14}  {'steps':>11}  minutes"]
     for run, now in found:
@@ -209,13 +210,15 @@ def _time_left(found: Sequence[tuple[Run, Status]], jobs: int) -> str:
     # A run takes as long a step as it did so far, or as others of its model, or as any other.
     measured = [(run.model, now.seconds / now.steps) for run, now in found if _is_timed(now)]
     left = [(run, now) for run, now in found if now.state != DONE]
-    if not measured or not left or not all(now.total for _, now in left):
+    totals = [now.total for _, now in found if now.total]
+    if not measured or not left or not totals:
         return ""
     seconds = 0.0
     for run, now in left:
         like = [pace for model, pace in measured if model == run.model]
         pace = float(np.mean(like or [pace for _, pace in measured]))
-        seconds += max(now.total - now.steps, 0) * (
+        # Of records that are not made yet, the others' number.
+        seconds += max((now.total or float(np.median(totals))) - now.steps, 0) * (
             now.seconds / now.steps if _is_timed(now) else pace
         )
     return f"; about {seconds / 3600 / jobs:.1f} hours left at {jobs} at a time"
@@ -305,8 +308,8 @@ class Work:
 def work(study: Study, runs: Sequence[Run], jobs: int, max_hours: float = 0.0) -> int:
     """Do what is missing of `runs`, so many at a time; return the exit code of the command."""
     end = time.monotonic() + 3600 * max_hours if max_hours else float("inf")
-    objects = training_objects(study)
-    states = {run.name: status(study, run, objects).state for run in runs}
+    objects = {run.name: training_objects(study, run.views) for run in runs}
+    states = {run.name: status(study, run, objects[run.name]).state for run in runs}
     threads = max(1, len(os.sched_getaffinity(0)) // jobs)
     waiting = [run for run in runs if states[run.name] != DONE]
     active: list[Work] = []
@@ -338,7 +341,8 @@ def work(study: Study, runs: Sequence[Run], jobs: int, max_hours: float = 0.0) -
             item.stop()
     if failed:
         return FAILED
-    return UNFINISHED if any(status(study, r, objects).state != DONE for r in runs) else 0
+    finished = all(status(study, run, objects[run.name]).state == DONE for run in runs)
+    return 0 if finished else UNFINISHED
 
 
 def _startable(
@@ -424,13 +428,14 @@ def compact(shapes: gallery.Gallery) -> gallery.Gallery:
 
 
 def make_records(study: Study, runs: Sequence[Run]) -> None:
-    """Build the JPEG 2000 views that runs need and that are not there."""
+    """Make the records, beside the raw ones, that runs need and that are not there."""
     for views in sorted({run.views for run in runs} - {"raw"}):
         root = Path(plan.records_of(study, views))
         rates = {*plan.LOW_RATES, *plan.JPEG2000_RATES}
-        if all((root / str(rate) / "manifest.json").exists() for rate in rates):
+        sets = [root] if views == plan.HALF else [root / str(rate) for rate in rates]
+        if all((path / "manifest.json").exists() for path in sets):
             continue
-        _say(f"{root}: JPEG 2000 views are coded")
+        _say(f"{root}: records are made")
         if subprocess.run([sys.executable, *plan.records_command(study, views)]).returncode:
             # The runs that need them will fail, each with its own line; the others go on.
             _say(f"{root} could not be built; what that command printed says why")
@@ -443,7 +448,10 @@ def claim_results(study: Study, runs: Sequence[Run]) -> None:
         "profile": study.profile,
         "data": study.data,
         "settings": study.settings,
-        "records": {v: plan.shown(plan.records_command(study, v)) for v in ("asked", "payload")},
+        "records": {
+            views: plan.shown(plan.records_command(study, views))
+            for views in ("asked", "payload", plan.HALF)
+        },
         "runs": [
             {
                 **dataclasses.asdict(run),

@@ -221,7 +221,8 @@ def _budget(results: Results) -> list[list[str]]:
     for name, found in results.runs.items():
         row, study = found["rows"][0], found.get("study", {})
         config = row["config"]
-        shown = ("learning_rate", "loss_weight", "batch_size")
+        shown = ["learning_rate", "loss_weight", "batch_size"]
+        shown += ["original_views_steps"] * bool(config.get("original_views_steps"))
         rows.append([
             name,
             ", ".join(f"{key} {config[key]:g}" for key in shown),

@@ -35,6 +35,7 @@ from tfjoint import (
 from tfjoint.config import Config, resolve
 from tfjoint.errors import UserError
 from tfjoint.evaluate import Protocol
+from tfjoint.view import ViewError, page_of
 
 pytest_plugins = ("trained",)
 pytestmark = pytest.mark.usefixtures("own_determinism")
@@ -710,11 +711,21 @@ def test_examples_can_be_taken_from_the_whole_split(run_command, evaluated, tmp_
     assert shown.names == (ids[1], ids[3])  # the middle of each half of five
 
 
-def test_shapes_of_a_codec_alone_are_refused(run_command, evaluated):
-    path, _ = evaluated("compression")
-    with pytest.raises(UserError) as caught:
-        run_command(f"--export={path}", "--examples=1")
-    assert str(caught.value) == "examples=1 has no effect on model compression"
+def test_examples_of_a_codec_alone_are_its_views(run_command, evaluated, tmp_path, capsys):
+    path, results = evaluated("compression")
+    output = tmp_path / "a.json"
+    given = [f"--export={path}", f"--views={VIEWS}", f"--seed={SEED}", f"--output={output}"]
+    run_command(*given, "--examples=2")
+    assert f"decoded views: {tmp_path / 'a-examples.npz'}" in capsys.readouterr().out
+    shown = gallery.read_gallery(tmp_path / "a-examples.npz")
+    assert shown.occupancy is None and shown.truth is None and shown.views is None
+    assert shown.names == tuple(o["id"] for o in results["rows"][0]["objects"][:2])
+    assert shown.decoded.shape == (2, len(shown.rates), VIEWS, SIDE, SIDE, 3)
+    assert shown.images.shape == (2, VIEWS, SIDE, SIDE, 3)
+    page = page_of(output)
+    assert "holds decoded views of a codec alone" in page
+    with pytest.raises(ViewError, match="decoded views of a codec alone"):
+        page_of(tmp_path / "a-examples.npz")
 
 
 # --- The command ----------------------------------------------------------------------------------

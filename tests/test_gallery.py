@@ -151,10 +151,23 @@ def test_a_file_without_grids_is_refused_by_what_it_holds(tmp_path, names, held)
         gallery.read_gallery(tmp_path / "a.npz")
 
 
+def test_decoded_views_need_no_shapes(tmp_path):
+    views = np.arange(2 * 3 * 4 * 5 * 6 * 3, dtype=np.uint8).reshape(2, 3, 4, 5, 6, 3)
+    gallery.write_gallery(tmp_path / "a.npz", gallery.Gallery(None, decoded=views, title="codec"))
+    found = gallery.read_gallery(tmp_path / "a.npz")
+    assert found.occupancy is None and found.title == "codec"
+    np.testing.assert_array_equal(found.decoded, views)
+    with pytest.raises(GalleryError, match="and no shapes"):
+        found.percent()
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"percent": None}, "holds one of probabilities, percent, voxels; it holds categories"),
+        (
+            {"percent": None, "decoded": None},
+            "holds one of probabilities, percent, voxels; it holds categories",
+        ),
         ({"voxels": SHAPE > 0}, "it holds percent, voxels: save the grids under one"),
         ({"percent": np.full((4, 4, 4), 101, np.uint8)}, "received uint8 from 101 to 101"),
         ({"percent": np.zeros((4, 4, 4), int)}, "percent must be uint8"),

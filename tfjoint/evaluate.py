@@ -45,7 +45,10 @@ def define_flags() -> None:
     flags.DEFINE_integer("seed", 0, "seed of the drawn views")
     flags.DEFINE_string("output", "", 'results file; "" is results.json beside the export')
     flags.DEFINE_integer(
-        "examples", 0, "objects whose shapes are written beside the results, for tfjoint.view"
+        "examples",
+        0,
+        "objects whose shapes, or of a codec alone decoded views, are written "
+        "beside the results, for tfjoint.view",
     )
     flags.DEFINE_bool(
         "spread_examples", False, "take these from the whole split instead of its first objects"
@@ -486,6 +489,8 @@ def examples(
 ) -> Gallery:
     """Return the shapes of `count` objects at every rate, of 1, 2, ... of their views.
 
+    Of a codec alone, their decoded views.
+
     Args:
       export: directory of one version.
       config: the export's config; `data` says where the records are.
@@ -512,7 +517,7 @@ def examples(
         {
             **{name: np.stack([found[name] for found in objects]) for name in objects[0]},
             "rates": [report.rate_name(row) for row in rows],
-            "views": range(1, protocol.views + 1),
+            **({"views": range(1, protocol.views + 1)} if config.uses("grid_size") else {}),
             "title": report.title({"rows": rows}),
             "weights_sha256": rows[0]["weights_sha256"],
         }
@@ -529,12 +534,10 @@ def _example(
         for example in coded
         for views in _sent(signatures, config, example.images, protocol.iterations)
     ]
-    found: dict[str, Any] = {
-        "percent": np.stack([_shapes(signatures, views, protocol.views) for views in sent]),
-        "truth": first.voxels,
-        "names": first.object_id,
-        "categories": first.category,
-    }
+    found: dict[str, Any] = {"names": first.object_id, "categories": first.category}
+    if "reconstruct" in signatures:
+        shapes = [_shapes(signatures, views, protocol.views) for views in sent]
+        found |= {"percent": np.stack(shapes), "truth": first.voxels}
     if first.code_bytes is not None:  # JPEG 2000: the original is not there
         return {**found, "decoded": np.stack([example.images for example in coded])}
     if "decode" in signatures:
@@ -580,8 +583,6 @@ def main(argv: Sequence[str]) -> None:
         config = dataclasses.replace(config, data=values.data)
     if values.iterations and not config.uses("iterations_max"):
         raise ConfigError(f"iterations={values.iterations} has no effect on model {config.model}")
-    if values.examples and not config.uses("grid_size"):
-        raise ConfigError(f"examples={values.examples} has no effect on model {config.model}")
     if values.views < 1 or min(values.iterations, values.seed, values.examples) < 0:
         raise ConfigError(
             "views must be at least 1, iterations, examples and seed at least 0. "
@@ -613,7 +614,11 @@ def main(argv: Sequence[str]) -> None:
         raise ConfigError(f"{output} cannot be written ({error}): give another --output") from error
     print(f"results: {output}")
     if values.examples:
-        print(f"shapes: {report.examples_path(output)}; tfjoint.view {output} shows them")
+        path = report.examples_path(output)
+        if config.uses("grid_size"):
+            print(f"shapes: {path}; tfjoint.view {output} shows them")
+        else:
+            print(f"decoded views: {path}")
 
 
 if __name__ == "__main__":

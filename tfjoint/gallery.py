@@ -1,6 +1,7 @@
 """What there is to look at of reconstructed shapes, as an .npz file.
 
-It holds one of the first three of these arrays; nothing else is needed:
+It holds one of the first three of these arrays, or `decoded` alone, of a codec without shapes;
+nothing else is needed:
 
     probabilities  [N, R, S, D, D, D] floating point in [0, 1]; axes x, y (up), z
     percent        [N, R, S, D, D, D] uint8, probabilities in whole percent, rounded down
@@ -52,8 +53,9 @@ class GalleryError(UserError):
 class Gallery(NamedTuple):
     """Shapes of N objects at R rates from S numbers of views, and what they were made of."""
 
-    occupancy: np.ndarray
-    """[N, R, S, D, D, D]: floating point in [0, 1], uint8 in whole percent, or bool."""
+    occupancy: np.ndarray | None
+    """[N, R, S, D, D, D]: floating point in [0, 1], uint8 in whole percent, or bool; None where
+    there are decoded views alone."""
     threshold: float = THRESHOLD
     truth: np.ndarray | None = None
     """[N, D, D, D] bool."""
@@ -68,11 +70,18 @@ class Gallery(NamedTuple):
     title: str = ""
     weights_sha256: str = ""
 
+    def shapes(self) -> np.ndarray:
+        """Return the occupancy. Raises `GalleryError` where there is none."""
+        if self.occupancy is None:
+            raise GalleryError("holds decoded views of a codec alone, and no shapes")
+        return self.occupancy
+
     def percent(self) -> np.ndarray:
         """Return the occupancy as uint8 in whole percent; bool becomes 0 and 100."""
-        if self.occupancy.dtype == bool:
-            return self.occupancy * np.uint8(100)
-        return self.occupancy if self.occupancy.dtype == np.uint8 else percent(self.occupancy)
+        occupancy = self.shapes()
+        if occupancy.dtype == bool:
+            return occupancy * np.uint8(100)
+        return occupancy if occupancy.dtype == np.uint8 else percent(occupancy)
 
 
 def percent(probabilities: np.ndarray) -> np.ndarray:
@@ -91,8 +100,10 @@ def write_gallery(path: str | os.PathLike, gallery: Gallery) -> None:
     """Write an .npz file; of what is not known, nothing is written."""
     given = gallery._asdict()
     occupancy = given.pop("occupancy")
-    name = {"b": "voxels", "u": "percent"}.get(occupancy.dtype.kind, "probabilities")
-    arrays = {name: occupancy, **{key: value for key, value in given.items() if value is not None}}
+    arrays = {key: value for key, value in given.items() if value is not None}
+    if occupancy is not None:
+        name = {"b": "voxels", "u": "percent"}.get(occupancy.dtype.kind, "probabilities")
+        arrays[name] = occupancy
     with files.replacing(path) as temporary, temporary.open("wb") as handle:
         np.savez_compressed(handle, **arrays)
 
@@ -124,7 +135,7 @@ def from_arrays(arrays: Mapping[str, Any]) -> Gallery:
         for name, form in _FORMS.items()
         if name in arrays
     }
-    gallery = Gallery(occupancy=fitted.pop(present), **fitted)
+    gallery = Gallery(occupancy=fitted.pop(present, None), **fitted)
     most = max(gallery.views or (0,))
     if "V" in sizes and most > sizes["V"][0]:
         count, name = sizes["V"]
@@ -133,11 +144,13 @@ def from_arrays(arrays: Mapping[str, Any]) -> Gallery:
 
 
 def _require_grid(names: Iterable[str]) -> str:
-    # Of all names that are there, the one of a grid.
+    # Of all names that are there, the one of a grid; "" where decoded views need none.
     given = sorted(names)
     present = [name for name in given if name in GRIDS]
     if len(present) == 1:
         return present[0]
+    if not present and "decoded" in given:
+        return ""
     held = present or given[:_MOST_SAID] + ["..."] * (len(given) > _MOST_SAID)
     raise GalleryError(
         f"a file of shapes holds one of {', '.join(GRIDS)}; it holds "

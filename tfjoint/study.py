@@ -414,7 +414,9 @@ def collect(study: Study, run: Run, seconds: float, threads: int) -> None:
 def compact(shapes: gallery.Gallery) -> gallery.Gallery:
     """Return shapes of all views, as bits at the threshold, and the first views alone."""
     views = slice(_KEPT_VIEWS)
-    occupied = shapes.percent()[:, :, -1:] >= round(100 * shapes.threshold)
+    occupied = None
+    if shapes.occupancy is not None:
+        occupied = shapes.percent()[:, :, -1:] >= round(100 * shapes.threshold)
     images, decoded = shapes.images, shapes.decoded
     return shapes._replace(
         occupancy=occupied,

@@ -526,7 +526,7 @@ def _shapes(results: Results, directory: Path) -> bytes:
     whole = next((v for (curve, _), v in cells.items() if curve == "reconstruction"), None)
     if whole is not None and whole[0].truth is not None:
         truth = figures.shape_picture(whole[0].truth[0])
-        found = figures.shape_picture(whole[0].occupancy[0, 0, 0] > 0)
+        found = figures.shape_picture(whole[0].shapes()[0, 0, 0] > 0)
         rows.append(("truth, then\nuncompressed", [truth, found, None, None, None]))
     for name in _SYSTEMS:
         pictures = [_shape(cells, name, rate) for rate in rates]
@@ -538,7 +538,7 @@ def _shapes(results: Results, directory: Path) -> bytes:
 def _shape(cells: Mapping, name: str, rate: float) -> np.ndarray | None:
     for (curve, found), (shapes, index) in cells.items():
         if curve == name and points.is_rate(found, rate):
-            return figures.shape_picture(shapes.occupancy[0, index, 0] > 0)
+            return figures.shape_picture(shapes.shapes()[0, index, 0] > 0)
     return None
 
 

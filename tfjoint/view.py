@@ -56,6 +56,11 @@ def page_of(path: Path) -> str:
 
 def _shapes(path: Path) -> str:
     gallery = read_gallery(path)
+    if gallery.occupancy is None:
+        raise ViewError(
+            f"{path} holds decoded views of a codec alone: a page shows shapes, and the results "
+            "file beside it has what was measured of the views"
+        )
     return page.render(gallery, title=gallery.title or path.name)
 
 
@@ -70,6 +75,9 @@ def _results(path: Path) -> str:
         made = gallery.title, gallery.weights_sha256
         if made != (report.title(results), results["rows"][0].get("weights_sha256")):
             notes.append(f"{examples.name} is of other results: evaluate with --examples=10 again.")
+            gallery = None
+        elif gallery.occupancy is None:
+            notes.append(f"{examples.name} holds decoded views of a codec alone, and no shapes.")
             gallery = None
     try:
         return page.render(gallery, results, title=report.title(results), notes=notes)

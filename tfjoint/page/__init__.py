@@ -88,12 +88,13 @@ def _json(value: Any) -> str:
 
 
 def _gallery(gallery: Gallery) -> dict[str, Any]:
-    objects, rates, steps, side = gallery.occupancy.shape[:4]
+    shapes = gallery.shapes()
+    objects, rates, steps, side = shapes.shape[:4]
     if side > LARGEST_SIDE:
         raise PageError(f"grids have {side} cells a side; a page shows up to {LARGEST_SIDE}")
     return {
         "side": side,
-        "probabilities": gallery.occupancy.dtype != bool,
+        "probabilities": shapes.dtype != bool,
         "threshold": min(100, max(1, round(gallery.threshold * 100))),
         "rates": gallery.rates or [f"{index + 1}" if rates > 1 else "" for index in range(rates)],
         "views": gallery.views or (list(range(1, steps + 1)) if steps > 1 else [0]),
@@ -102,9 +103,10 @@ def _gallery(gallery: Gallery) -> dict[str, Any]:
 
 
 def _object(gallery: Gallery, index: int) -> dict[str, Any]:
-    one = gallery._replace(occupancy=gallery.occupancy[index])
+    shapes = gallery.shapes()
+    one = gallery._replace(occupancy=shapes[index])
     names, categories = gallery.names, gallery.categories
-    unnamed = f"object {index + 1}" if len(gallery.occupancy) > 1 else ""
+    unnamed = f"object {index + 1}" if len(shapes) > 1 else ""
     truth, images, decoded = gallery.truth, gallery.images, gallery.decoded
     return {
         "name": names[index] if names else unnamed,

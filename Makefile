@@ -30,9 +30,7 @@ BEAM_STAMP := tfjoint-beam-ready
 
 BIN := $(VENV)/bin
 # Files of tests are spread over the cores; the tests of one file share what they train.
-# One process more than there are cores, because many tests wait for a process that they start.
-PROCESSES := $(shell expr $$(nproc) + 1)
-PYTEST := -m pytest --numprocesses=$(PROCESSES) --dist=loadfile --no-loadscope-reorder
+PYTEST := -m pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder
 # What other versions of TensorFlow might do otherwise; VERSION_TESTS=tests runs whatever is not slow.
 VERSION_TESTS ?= $(patsubst %,tests/test_%.py,layers models losses_metrics records dataset \
   checkpoint environment train codec serving)

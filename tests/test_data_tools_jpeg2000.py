@@ -729,7 +729,7 @@ def test_a_run_that_is_killed_resumes_to_the_same_bytes(tmp_path, signals):
             **command, **streams, start_new_session=True, preexec_fn=heed
         ) as process:
             before = len(list((tmp_path / "r").glob("*/*.tfrecord")))
-            until = time.monotonic() + 60
+            until = time.monotonic() + 240
             while len(list((tmp_path / "r").glob("*/*.tfrecord"))) < before + 4:
                 assert process.poll() is None and time.monotonic() < until
                 time.sleep(0.005)

@@ -750,7 +750,7 @@ def test_ctrl_c_is_one_line_and_the_same_command_ends_in_the_same_bytes(tmp_path
     with subprocess.Popen(
         **command, stderr=subprocess.PIPE, start_new_session=True, preexec_fn=heed
     ) as process:
-        until = time.monotonic() + 60
+        until = time.monotonic() + 240
         while len(list((tmp_path / "r-work").glob("layout/*/*/*/rendering"))) < 10:
             assert process.poll() is None and time.monotonic() < until
             time.sleep(0.005)

@@ -25,7 +25,7 @@ import streams
 
 from tfjoint import bitstream
 
-BLOCK = 200
+BLOCK = 500
 SLOW_MS = 0.1
 """Milliseconds below which a reading needs no second look."""
 LEAST_FILE, LEAST_PACKET = 17, 8

@@ -179,7 +179,7 @@ def _newest_step(run: Path) -> int:
 def training_objects(study: Study, views: str = "raw") -> int:
     """Return the number of training objects; 0 where the records are not there."""
     # JPEG 2000 views are of the objects that they were made of.
-    data = plan.records_of(study, plan.HALF) if views == plan.HALF else study.data
+    data = plan.records_of(study, views if views == plan.HALF else "raw")
     root = Path(__file__).parent / "demo" if data == "demo" else Path(data)
     try:
         manifest = json.loads((root / "manifest.json").read_text(encoding="utf-8"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -151,6 +152,23 @@ def test_a_run_whose_codec_failed_is_not_tried(asked, pretend, capsys):
     assert set(states(asked, chosen).values()) == {"failed"}
     assert not Path(plan.run_directory(asked, chosen[1])).exists()
     assert "whose codec it takes, failed" in capsys.readouterr().out
+
+
+def test_a_codec_that_is_no_longer_there_is_trained_again_for_who_takes_it(asked, pretend, capsys):
+    pretend({})
+    chosen = some(asked, "separate.seed0")
+    codec, separate = chosen
+    assert study.work(asked, [codec], jobs=1) == 0
+    shutil.rmtree(plan.run_directory(asked, codec))
+    assert study.work(asked, [codec], jobs=1) == 0  # nobody takes it
+    assert not Path(plan.run_directory(asked, codec)).exists()
+    capsys.readouterr()
+    assert study.work(asked, chosen, jobs=2) == 0
+    lines = [line.split("  ")[1] for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == f"{codec.name}: started again, as its codec is no longer there"
+    assert lines[1].startswith(f"{codec.name}: done")
+    assert lines[2:3] == [f"{separate.name}: started"]
+    assert states(asked, chosen) == {"compression-small-random": "done", "separate": "done"}
 
 
 def test_an_evaluation_that_leaves_no_results_is_a_failure(asked, pretend, monkeypatch):

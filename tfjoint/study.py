@@ -42,6 +42,7 @@ DONE, RUNNING, BROKEN, BEGUN, OTHER, MISSING = (
     *("done", "running", "failed", "begun", "other settings", "missing"),
 )
 _STATES = (DONE, RUNNING, BEGUN, BROKEN, OTHER, MISSING)
+_STARTING = {BEGUN: "resumed", DONE: "started again, as its codec is no longer there"}
 _POLL_SECONDS = 0.2
 _KEPT_VIEWS = 2
 
@@ -311,7 +312,7 @@ def work(study: Study, runs: Sequence[Run], jobs: int, max_hours: float = 0.0) -
     objects = {run.name: training_objects(study, run.views) for run in runs}
     states = {run.name: status(study, run, objects[run.name]).state for run in runs}
     threads = max(1, len(os.sched_getaffinity(0)) // jobs)
-    waiting = [run for run in runs if states[run.name] != DONE]
+    waiting = _to_do(study, runs, states, objects)
     active: list[Work] = []
     failed: dict[str, str] = {}
     try:
@@ -325,7 +326,7 @@ def work(study: Study, runs: Sequence[Run], jobs: int, max_hours: float = 0.0) -
                     )
                     _say(f"{run.name}: failed ({reason})")
                 elif lock := Journal(study, run).lock():
-                    _say(f"{run.name}: {'resumed' if states[run.name] == BEGUN else 'started'}")
+                    _say(f"{run.name}: {_STARTING.get(states[run.name], 'started')}")
                     active.append(Work(study, run, lock, threads))
                 else:
                     _say(f"{run.name}: another process is at it")
@@ -343,6 +344,24 @@ def work(study: Study, runs: Sequence[Run], jobs: int, max_hours: float = 0.0) -
         return FAILED
     finished = all(status(study, run, objects[run.name]).state == DONE for run in runs)
     return 0 if finished else UNFINISHED
+
+
+def _to_do(
+    study: Study, runs: Sequence[Run], states: Mapping[str, str], objects: Mapping[str, int]
+) -> list[Run]:
+    """Return the runs that are not done, and those whose codec is to be taken and was lost.
+
+    Results are kept for long, directories of runs are not; one that is trained again is evaluated
+    again, so that both runs' results are of the same codec.
+    """
+    missing = [run for run in runs if states[run.name] != DONE]
+    taken = {run.after for run in missing}
+
+    def is_lost(run: Run) -> bool:
+        total = plan.total_steps(plan.run_config(study, run), objects[run.name])
+        return _newest_step(Path(plan.run_directory(study, run))) < total
+
+    return [run for run in runs if run in missing or (run.name in taken and is_lost(run))]
 
 
 def _startable(

@@ -292,7 +292,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("objects", 5, "objects to send")
     flags.DEFINE_integer("views", 5, "views per object")
     flags.DEFINE_integer("iterations", 0, "iterations of a code; 0 is as many as in training")
-    flags.DEFINE_float("bytes_per_second", 500, "bandwidth of the link")
+    flags.DEFINE_float("bytes_per_second", 500, "bandwidth of the link, below 65536")
     flags.DEFINE_float("loss", 0.1, "probability that a packet is lost")
     flags.DEFINE_float("bit_errors", 0, "probability that a bit flips")
     flags.DEFINE_float("reorder", 0.1, "probability that a packet arrives after the next one")

@@ -9,7 +9,7 @@ axes free that the signature leaves free:
     HTTP   http://127.0.0.1:8000/v2/models/reconstruct_files/infer
     gRPC   127.0.0.1:8001
 
-Triton knows no scalars: `iterations` is an array of one number. Ctrl-C ends it.
+Triton knows no scalars: `iterations` is an array of one number. Ctrl-C or SIGTERM ends it.
 """
 
 from __future__ import annotations
@@ -42,15 +42,22 @@ except ImportError:
 
 def main() -> None:
     """Serve until a signal comes."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").partition("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
     parser.add_argument(
         "--export", type=Path, required=True, help="an export, or the directory of its versions"
     )
     parser.add_argument("--address", default="127.0.0.1", help="where to listen")
-    parser.add_argument("--http_port", type=int, default=8000)
-    parser.add_argument("--grpc_port", type=int, default=8001)
+    parser.add_argument("--http_port", type=int, default=8000, help="where to listen for HTTP")
+    parser.add_argument("--grpc_port", type=int, default=8001, help="where to listen for gRPC")
     parser.add_argument("--workers", type=int, default=1, help="requests computed at once")
     given = parser.parse_args()
+    if given.workers < 1:
+        refuse(f"workers are 1 or more. Received: {given.workers}")
+    if given.http_port == given.grpc_port:
+        refuse(f"HTTP and gRPC need a port each. Received: {given.http_port} for both")
     find_libpython()
     for port in (given.http_port, given.grpc_port):
         require_free(given.address, port)
@@ -73,7 +80,9 @@ def main() -> None:
 
 
 def require_free(address: str, port: int) -> None:
-    """Exit if something listens there already."""
+    """Exit if there is no such port, or something listens there already."""
+    if not 0 < port < 2**16:
+        refuse(f"a port is in [1, 65535]. Received: {port}")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -194,7 +194,7 @@ def test_packets_that_cannot_be_a_shape_are_one_line(models, photos, tmp_path, c
     cases = {
         "bad.packet: damaged or not from": [tmp_path / "bad.packet", *model],
         "none.packet: a packet has at least": [packets[0], tmp_path / "none.packet", *model],
-        "packets of one object. Received: of 2": [*packets, tmp_path / "other.packet", *model],
+        "are of two objects: give packets of one": [*packets, tmp_path / "other.packet", *model],
         "no file at": [packets[0], tmp_path / "missing.packet", *model],
         "or packets, or photos, not several": [packets[0], photos[0], *model],
         "not from": [packets[0], "--model", models["implicit"]],
@@ -271,6 +271,22 @@ def test_the_first_views_and_iterations_alone_come_back(models, photos, tmp_path
     call("reconstruct", tmp_path / "a.tfj", "-o", tmp_path / "a.npz", *arguments)
     shape = gallery.read_gallery(tmp_path / "a.npz").occupancy.reshape(32, 32, 32)
     np.testing.assert_allclose(shape, codec.reconstruct(part), atol=1e-6)
+
+
+def test_a_rate_that_the_codes_do_not_reach_is_refused_as_a_rate(models, photos, tmp_path, capsys):
+    compressed(models, photos, tmp_path / "a.tfj", "--iterations=2")
+    config = Codec(models["direct"]).config
+    rate = f"--rate={config.rate(3):g}"
+    output = ["-o", tmp_path / "a.obj", "--model", models["direct"]]
+    line = mistake(capsys, "reconstruct", tmp_path / "a.tfj", rate, *output)
+    assert f"the codes end at T = 2, {config.rate(2):.4g}:1. Received: {rate}" in line
+
+
+def test_a_shape_without_a_cell_is_said(models, photos, tmp_path, capsys):
+    output = ["-o", tmp_path / "a.obj", "--model", models["direct"]]
+    call("reconstruct", *photos, *output, "--threshold=1")
+    assert "0 of 32768 cells occupied" in (said := capsys.readouterr().err)
+    assert "no cell is as probable as 1: try a lower --threshold" in said
 
 
 @pytest.mark.parametrize("suffix", ["binvox", "obj", "ply", "npz", "png"])
@@ -537,7 +553,8 @@ def test_packets_of_two_objects_are_told_apart(models, photos, tmp_path, capsys)
         compressed(models, chosen, tmp_path / f"{name}.tfj", "--packets", tmp_path / name)
     mixed = [tmp_path / "a" / "view-1.packet", tmp_path / "b" / "view-2.packet"]
     output = ["-o", tmp_path / "a.obj", "--model", models["direct"]]
-    assert "packets of one object" in mistake(capsys, "reconstruct", *mixed, *output)
+    line = mistake(capsys, "reconstruct", *mixed, *output)
+    assert f"{mixed[0]} and {mixed[1]} are of two objects: give packets of one" in line
     for line in (
         mistake(capsys, "info", mixed[0]),
         mistake(capsys, "decompress", mixed[0], "-o", tmp_path / "c.png", *output[2:]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 from pathlib import Path
@@ -49,6 +50,17 @@ def test_a_failing_block_leaves_what_was_there_and_nothing_else(tmp_path, old, n
         write(temporary, "new", as_directory=new)
         raise ZeroDivisionError
     assert contents(tmp_path) == before
+
+
+def test_a_full_disk_is_told_by_the_name_of_the_file(tmp_path):
+    target = tmp_path / "target"
+    for name in (None, "temporary"):
+        with pytest.raises(OSError) as caught, files.replacing(target) as temporary:
+            raise OSError(errno.ENOSPC, "No space left", name and str(temporary))
+        assert str(caught.value).endswith(f"No space left: {str(target)!r}")
+    with pytest.raises(OSError) as caught, files.replacing(target):
+        raise OSError(errno.ECONNREFUSED, "Connection refused")  # of something else
+    assert caught.value.filename is None
 
 
 def test_a_block_that_writes_nothing_fails_and_leaves_what_was_there(tmp_path):

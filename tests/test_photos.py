@@ -120,6 +120,12 @@ def test_a_photo_that_no_multiple_of_16_fits_into_is_refused(tmp_path):
     assert read(path, None, fit="pad").shape == (16, 96, 3)
 
 
+def test_a_photo_that_no_file_of_codes_could_hold_is_refused(tmp_path):
+    path = save(tmp_path / "a.png", stripes(4100, 16))
+    assert f"{path} has 4100 x 16 pixels, a side has 4080 at most" in refusal(path, None)
+    assert read(path, 64).shape == (64, 64, 3)
+
+
 def test_a_photo_of_one_row_is_padded_without_a_canvas_of_its_length(tmp_path):
     path = save(tmp_path / "a.png", np.full((1, 60_000, 3), 200, np.uint8))
     found = read(path, 32, fit="pad")

@@ -194,6 +194,22 @@ def test_a_port_that_is_taken_is_one_line(example, capsys):
     example.require_free("127.0.0.1", port)
 
 
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["--http_port=99999"], "a port is in [1, 65535]. Received: 99999"),
+        (["--http_port=8001"], "HTTP and gRPC need a port each. Received: 8001 for both"),
+        (["--workers=0"], "workers are 1 or more. Received: 0"),
+    ],
+)
+def test_what_no_server_can_be_started_with_is_one_line(
+    example, exported, monkeypatch, capsys, arguments, said
+):
+    monkeypatch.setattr(sys, "argv", ["triton_server.py", f"--export={exported}", *arguments])
+    monkeypatch.setenv("LD_LIBRARY_PATH", "")
+    assert said in refused(capsys, example.main)
+
+
 def test_without_pytriton_it_is_one_line(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "pytriton.triton", None)
     path = str(runs.ROOT / "examples" / "triton_server.py")

@@ -419,7 +419,10 @@ def join(packets: Iterable[Packet]) -> Codes:
     packets = list(packets)
     objects = {(packet.object_number, packet.codes.source) for packet in packets}
     if len(objects) != 1:
-        raise BitstreamError(f"join takes packets of one object. Received: of {len(objects)}")
+        raise BitstreamError(
+            f"a shape is made of packets of one object. Received: of {len(objects)}; leave out "
+            "those of the others"
+        )
     arrived = {packet.view: packet.codes for packet in packets}
     codes = [arrived[view] for view in sorted(arrived)]
     iterations = min(code.iterations or 0 for code in codes) or None
@@ -434,7 +437,7 @@ def _check_prefix(codes: Codes, views: int | None, iterations: int | None) -> No
     ):
         if wanted is not None and not 1 <= wanted <= (there or 0):
             raise BitstreamError(
-                f"{name} must be in [1, {there}]. Received: {wanted}"
+                f"{name} must be in [1, {there}], which is what was sent. Received: {wanted}"
                 if there
                 else f"these codes have no {name}. Received: {name}={wanted}; leave it out"
             )

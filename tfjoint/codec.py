@@ -199,6 +199,12 @@ class Codec:
                 found.append(bitstream.decode_packet(data, self.source(), coder))
             except BitstreamError as error:
                 raise BitstreamError(f"{name}: {error}") from error
+        numbers = [packet.object_number for packet in found]
+        for name, number in zip(packets, numbers):
+            if number != numbers[0]:
+                raise BitstreamError(
+                    f"{next(iter(packets))} and {name} are of two objects: give packets of one"
+                )
         return bitstream.join(found)
 
     def _given(self, codes: Codes) -> dict[str, tf.Tensor]:

@@ -195,8 +195,8 @@ def _add_compress(parts: argparse._SubParsersAction) -> None:
         "--coding",
         choices=("raw", "table"),
         default="raw",
-        help="packed bits (default), or coded with the export's tables: fewer bytes, needs "
-        "TensorFlow Compression at both ends",
+        help="packed bits (default), or coded with the export's tables where that is shorter: "
+        "needs TensorFlow Compression at both ends",
     )
     part.add_argument(
         "--packets", metavar="DIR", help="write a packet per view there too: view-1.packet, ..."
@@ -324,6 +324,8 @@ def _compress(given: argparse.Namespace) -> None:
         _write(path, bitstream.encode_packet(packet, coder))
     _write(given.output, data)
     _say(given, f"{given.output}: {_described(data)}")
+    if coder and bitstream.inspect(data).coding == bitstream.RAW:
+        _say(given, f"{given.output} is raw: the tables would not have made it shorter")
 
 
 def _decompress(given: argparse.Namespace) -> None:
@@ -359,7 +361,7 @@ def _pictures(output: str, views: int) -> list[str]:
     if views > 1:
         raise CommandError(
             f"{output} is one file, and there are {views} views: give -o the name of a directory, "
-            "or one with %d"
+            "or one with %d, or take --views=1"
         )
     _require_writable(output)
     return [output]
@@ -394,6 +396,8 @@ def _reconstruct(given: argparse.Namespace) -> None:
     occupied = int((occupancy >= given.threshold).sum())
     of_views = words.count(views, "view")
     _say(given, f"{given.output}: {occupied} of {occupancy.size} cells occupied, from {of_views}")
+    if not occupied:
+        _say(given, f"no cell is as probable as {given.threshold:g}: try a lower --threshold")
 
 
 def _shape_of(codec: Codec, images: np.ndarray, given: argparse.Namespace) -> np.ndarray:
@@ -504,7 +508,15 @@ def _iterations(codec: Codec, given: argparse.Namespace) -> int | None:
 
 
 def _first(codec: Codec, codes: Codes, given: argparse.Namespace) -> Codes:
-    return codes.first(given.views, _iterations(codec, given))
+    iterations = _iterations(codec, given)
+    there = codes.iterations
+    if given.rate and iterations and there and iterations > there:
+        highest, lowest = codec.config.rate(), codec.config.rate(there)
+        raise CommandError(
+            f"the codes end at T = {there}, {lowest:.4g}:1. Received: --rate={given.rate:g}; ask "
+            f"for a rate from {lowest:.4g} to {highest:.4g}"
+        )
+    return codes.first(given.views, iterations)
 
 
 def _described(data: bytes) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from tfjoint.errors import UserError
+
+_NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
 @contextlib.contextmanager
@@ -38,6 +41,11 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(temporary, path)
         _flush_directory(path.parent)
         _remove(old)
+    except OSError as error:
+        # Whoever is told of a full disk knows the file by its own name, if by any.
+        if error.filename == str(temporary) or (not error.filename and error.errno in _NO_ROOM):
+            error.filename = str(path)
+        raise
     finally:
         _remove(temporary)
 

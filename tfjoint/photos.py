@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from tfjoint.config import DOWNSAMPLING
+from tfjoint.config import DOWNSAMPLING, MOST_COUNTED
 from tfjoint.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,6 +27,9 @@ FORMATS = ("PNG", "JPEG", "WEBP")
 FITS = ("crop", "pad")
 MOST_PIXELS = 100_000_000
 """Of a file; a few kilobytes can claim more than any memory holds."""
+
+MOST_SIDE = DOWNSAMPLING * MOST_COUNTED
+"""Of a view that keeps its size, in pixels: what a .tfj file can say."""
 
 _MOST_SAID = 5  # sizes, in one line
 _ORIENTATION = 0x0112  # EXIF's tag
@@ -184,6 +187,11 @@ def _fitted(image: Image.Image, fitting: Fitting, said: list[str]) -> Image.Imag
             raise PhotoError(
                 f"has {image.width} x {image.height} pixels, at least {DOWNSAMPLING} x "
                 f"{DOWNSAMPLING} are needed: give --fit=pad, or a larger photo"
+            )
+        if max(wanted) > MOST_SIDE:
+            raise PhotoError(
+                f"has {image.width} x {image.height} pixels, a side has {MOST_SIDE} at most: make "
+                "it smaller before"
             )
         return _centred(image, wanted, fitting.background, said)
     side = fitting.side

@@ -12,13 +12,16 @@ from tfjoint import __version__
 
 
 def code_revision() -> str:
-    """Return the git commit, "+changes" behind it if the tree differs; else the version."""
+    """Return the git commit, "+changes" behind it if the tree differs; else the version.
+
+    What lies in `results/` is made by the code and no part of it: one result does not mark the next.
+    """
     root = Path(__file__).parent.parent
     if not (root / ".git").exists():
         return f"tfjoint {__version__}"
     try:
         commit = _git(root, "rev-parse", "HEAD")
-        changed = _git(root, "status", "--porcelain", "--untracked-files=no")
+        changed = _git(root, *"status --porcelain --untracked-files=no -- . :!results".split())
     except (OSError, subprocess.CalledProcessError):
         return f"tfjoint {__version__}"
     return commit + ("+changes" if changed else "")

@@ -14,7 +14,8 @@ from tfjoint import __version__
 def code_revision() -> str:
     """Return the git commit, "+changes" behind it if the tree differs; else the version.
 
-    What lies in `results/` is made by the code and no part of it: one result does not mark the next.
+    What lies in `results/` is made by the code and no part of it: one result does not mark the
+    next.
     """
     root = Path(__file__).parent.parent
     if not (root / ".git").exists():

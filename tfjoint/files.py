@@ -43,7 +43,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         _remove(old)
     except OSError as error:
         # Whoever is told of a full disk knows the file by its own name, if by any.
-        if str(error.filename) == str(temporary) or (not error.filename and error.errno in _NO_ROOM):
+        if error.filename == str(temporary) or (not error.filename and error.errno in _NO_ROOM):
             error.filename = str(path)
         raise
     finally:

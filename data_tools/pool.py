@@ -48,9 +48,10 @@ def run(
         return
     # Started afresh rather than forked: the parent may hold threads of its own.
     context = multiprocessing.get_context("spawn")
-    executor = concurrent.futures.ProcessPoolExecutor(
-        processes, mp_context=context, initializer=_end_with_parent
-    )
+    with _interrupts_put_off():  # a semaphore that is made by half is complained of at the end
+        executor = concurrent.futures.ProcessPoolExecutor(
+            processes, mp_context=context, initializer=_end_with_parent
+        )
     waiting: collections.deque[concurrent.futures.Future] = collections.deque()
     try:
         for job in jobs:

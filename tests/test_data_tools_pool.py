@@ -170,6 +170,6 @@ def interrupted(command: list[str], cwd: Path, delay: float, times: int) -> tupl
 def test_an_interrupt_at_any_moment_is_one_line_without_a_word_from_the_processes(times, tmp_path):
     script = tmp_path / "command.py"
     script.write_text(COMMAND)
-    for delay in (0.0, 0.003, 0.01, 0.03, 0.06, 0.1, 0.15, 0.2, 0.3, 0.5):
+    for delay in (0.0, 0.0005, 0.003, 0.01, 0.03, 0.06, 0.1, 0.15, 0.2, 0.3, 0.5):
         ended = interrupted([sys.executable, str(script)], tmp_path, delay, times)
         assert ended == (130, INTERRUPTED), delay

@@ -77,11 +77,7 @@ class Tables:
           CodingError: the range coder is not installed.
         """
         self._check_iterations(values.shape)
-        coder = range_coder()
-        bits = (values > 0).astype(np.int32).reshape(len(values), -1)
-        handle = coder.create_range_encoder([], self._lookup[: bits.shape[1]])
-        handle = coder.entropy_encode_channel(handle, bits)
-        return coder.entropy_encode_finalize(handle).numpy()
+        return self._encode((values > 0).astype(np.int32).reshape(len(values), -1))
 
     def decode(self, payload: Bytes, shape: tuple[int, ...]) -> np.ndarray:
         """Return the int8 values of a payload, of the shape given to `encode`.
@@ -94,12 +90,31 @@ class Tables:
         self._check_length(len(payload), shape)
         coder = range_coder()
         size = shape[0], math.prod(shape[1:])
-        handle = coder.create_range_decoder(bytes(payload), self._lookup[: size[1]])
+        handle = coder.create_range_decoder(bytes(payload), self._channels(size[1]))
         _, bits = coder.entropy_decode_channel(handle, size, np.int32)
-        values = (2 * bits.numpy() - 1).astype(np.int8).reshape(shape)
-        if self.encode(values) != payload:
+        if self._encode(bits) != payload:
             raise BitstreamError("damaged: the coded payload is not one of codes; get it again")
-        return values
+        return (2 * bits.numpy() - 1).astype(np.int8).reshape(shape)
+
+    def _encode(self, bits: Any) -> bytes:
+        # Bits [V, bits of a view], int32, an array or a tensor.
+        coder = range_coder()
+        handle = coder.create_range_encoder([], self._channels(bits.shape[1]))
+        handle = coder.entropy_encode_channel(handle, bits)
+        return coder.entropy_encode_finalize(handle).numpy()
+
+    def _channels(self, count: int) -> Any:
+        # The lookup of a view's first bits, a tensor: made once, as to make it takes as long as
+        # to code with it.
+        if count not in self._tensors:
+            import tensorflow as tf  # the coder's operations bring it
+
+            self._tensors[count] = tf.constant(self._lookup[:count])
+        return self._tensors[count]
+
+    @functools.cached_property
+    def _tensors(self) -> dict[int, Any]:
+        return {}
 
     @functools.cached_property
     def _lookup(self) -> np.ndarray:

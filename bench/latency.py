@@ -135,8 +135,7 @@ def processes(repetitions: int) -> dict[str, Any]:
 
 def _run(command: list[str]) -> None:
     done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    # absl ends --help with 1.
-    if done.returncode not in (0, 1):
+    if done.returncode:
         raise RuntimeError(f"{' '.join(command)}: {done.stderr}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
@@ -42,9 +43,14 @@ def set_environment() -> None:
 
 
 def parse(argv: Sequence[str], inputs: int = 0) -> list[str]:
-    """Parse absl flags. Raises `FlagError` for a wrong flag or more than `inputs` that are none."""
+    """Parse absl flags. Raises `FlagError` for a wrong flag or more than `inputs` that are none.
+
+    --help and its kin print what they have and end the process with 0.
+    """
     try:
         remaining = flags.FLAGS(list(argv))
+    except SystemExit:  # of --help and its kin alone, and with 1: absl takes it for a mistake
+        sys.exit(0)
     except flags.Error as error:
         said = "; ".join(line.strip() for line in str(error).splitlines())
         raise FlagError(f"{said}; --help lists the flags") from error

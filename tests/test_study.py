@@ -193,6 +193,22 @@ def test_a_sitting_ends_in_time_and_leaves_no_process(asked, pretend):
     handle.close()
 
 
+def test_a_sitting_lets_an_evaluation_end(asked, pretend, monkeypatch):
+    pretend({"direct.seed0": ENDLESS})
+    evaluate = plan.evaluate_command
+
+    def slowly(of: plan.Study, run: plan.Run) -> list[str]:
+        option, code, *rest = evaluate(of, run)
+        return [option, "import time; time.sleep(6)\n" + code, *rest]
+
+    monkeypatch.setattr(plan, "evaluate_command", slowly)
+    chosen = some(asked, "implicit-96", "direct.seed0", "implicit-192")
+    names = ["direct", "implicit-96", "implicit-192"]  # the third is not begun
+    assert [run.name.partition(".")[0] for run in chosen] == names
+    assert study.work(asked, chosen, jobs=2, max_hours=3 / 3600) == study.UNFINISHED
+    assert states(asked, chosen) == dict(zip(names, ("begun", "done", "missing")))
+
+
 def test_a_run_that_another_process_has_is_left_to_it(asked, pretend, capsys):
     pretend({})
     (run,) = some(asked, "implicit-96")

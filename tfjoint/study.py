@@ -67,7 +67,12 @@ def define_flags() -> None:
     flags.DEFINE_integer(
         "jobs", 1, "runs at a time; the cores are shared among them", lower_bound=1
     )
-    flags.DEFINE_float("max_hours", 0.0, "stop after so many hours; 0 is never", lower_bound=0.0)
+    flags.DEFINE_float(
+        "max_hours",
+        0.0,
+        "stop after so many hours, and after the evaluations that are under way; 0 is never",
+        lower_bound=0.0,
+    )
 
 
 # --- What has become of a run ---------------------------------------------------------------------
@@ -250,7 +255,7 @@ class Work:
     def _start(self) -> None:
         command = [sys.executable, *self._commands[0]]
         print(f"$ {plan.shown(self._commands[0])}", file=self._log, flush=True)
-        self._trains = "tfjoint.train" in command
+        self.trains = "tfjoint.train" in command
         self._since = time.monotonic()
         self._process = subprocess.Popen(
             command,
@@ -293,7 +298,7 @@ class Work:
         self._end("")
 
     def _count(self) -> None:
-        if self._trains:
+        if self.trains:
             self._seconds += time.monotonic() - self._since
 
     def _fail(self, failure: str) -> str:
@@ -316,7 +321,14 @@ def work(study: Study, runs: Sequence[Run], jobs: int, max_hours: float = 0.0) -
     active: list[Work] = []
     failed: dict[str, str] = {}
     try:
-        while (waiting or active) and time.monotonic() < end:
+        while waiting or active:
+            if time.monotonic() > end:
+                # A training goes on from its checkpoint; of an evaluation, which takes minutes,
+                # all would be lost.
+                waiting.clear()
+                for item in [item for item in active if item.trains]:
+                    item.stop()
+                    active.remove(item)
             for run in _startable(waiting, active, jobs, failed):
                 waiting.remove(run)
                 if reason := _refusal(run, failed):

@@ -1,8 +1,9 @@
-"""What every test may rely on: quiet TensorFlow, and two logical CPU devices."""
+"""What every test may rely on: quiet TensorFlow, two logical CPU devices, and Ctrl-C."""
 
 from __future__ import annotations
 
 import os
+import signal
 
 # Read when TensorFlow is loaded; the same as `tfjoint.entry` sets.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -16,6 +17,10 @@ import tensorflow as tf
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )
+
+# Whoever runs these tests in a shell's background has them ignore Ctrl-C, and so the commands that
+# they start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -722,12 +722,7 @@ def test_a_run_that_is_killed_resumes_to_the_same_bytes(tmp_path, signals):
     for number in signals:
         command = _command(*arguments, "--processes=2")
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        # Whoever runs these tests in a shell's background has them ignore Ctrl-C, and so their
-        # processes.
-        heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-        with subprocess.Popen(
-            **command, **streams, start_new_session=True, preexec_fn=heed
-        ) as process:
+        with subprocess.Popen(**command, **streams, start_new_session=True) as process:
             before = len(list((tmp_path / "r").glob("*/*.tfrecord")))
             until = time.monotonic() + 240
             while len(list((tmp_path / "r").glob("*/*.tfrecord"))) < before + 4:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import io
 import json
 import os
@@ -743,13 +742,8 @@ def test_ctrl_c_is_one_line_and_the_same_command_ends_in_the_same_bytes(tmp_path
         shape = trimesh.creation.box((1.0, 1.0 + number / 20, 2.0 - number / 40))
         _write(tmp_path / "m", {f"box/{number}.stl": shape.export(file_type="stl")})
     arguments = (f"--meshes={tmp_path / 'm'}", *SMALL, "--processes=2")
-    # Whoever runs these tests in a shell's background has them ignore Ctrl-C, and so their
-    # processes.
-    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     command = _command("build_meshes", f"--output={tmp_path / 'r'}", *arguments)
-    with subprocess.Popen(
-        **command, stderr=subprocess.PIPE, start_new_session=True, preexec_fn=heed
-    ) as process:
+    with subprocess.Popen(**command, stderr=subprocess.PIPE, start_new_session=True) as process:
         until = time.monotonic() + 240
         while len(list((tmp_path / "r-work").glob("layout/*/*/*/rendering"))) < 10:
             assert process.poll() is None and time.monotonic() < until

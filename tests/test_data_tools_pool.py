@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
 import os
 import signal
@@ -141,16 +140,12 @@ if __name__ == "__main__":
 """
 
 
-# Whoever runs these tests in a shell's background has them ignore Ctrl-C, and so their processes.
-HEED = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-
-
 def interrupted(command: list[str], cwd: Path, delay: float, times: int) -> tuple[int, str]:
     """Run a command until it says that it is ready, and on for `delay`; then press Ctrl-C."""
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
-        command, cwd=cwd, env=environment, start_new_session=True, preexec_fn=HEED, **streams
+        command, cwd=cwd, env=environment, start_new_session=True, **streams
     ) as process:
         try:
             assert process.stdout.readline() == "ready\n"

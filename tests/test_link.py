@@ -227,17 +227,20 @@ def test_two_processes_end_in_the_shapes_that_arrived_and_a_page(ends, tmp_path)
 
 @pytest.mark.slow
 def test_ctrl_c_ends_both_with_one_word(ends):
-    process = subprocess.Popen(
+    with subprocess.Popen(
         command(ends, "--bytes_per_second=1"),
         cwd=runs.ROOT,
         env=runs.environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    )
-    assert process.stdout.readline().startswith("starting")
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
+    ) as process:
+        try:
+            assert process.stdout.readline().startswith("starting")
+            process.send_signal(signal.SIGINT)
+            _, error = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert (process.returncode, error) == (130, "interrupted\n")
 
 

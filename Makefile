@@ -186,7 +186,8 @@ $(VENV)/$(BEAM_STAMP): $(VENV)/$(STAMP)
 # What counts as a Python is decided by running it: a name on PATH may be a launcher that only says
 # which versions it could start, and a distribution may split venv and ensurepip off. setuptools
 # comes first because the package itself is then built with the pinned one, not with a fresh
-# download; wheels alone, because a source build would need a compiler and another ten minutes.
+# download; wheels alone, because a source build would need a compiler and another ten minutes; what
+# of them is never imported is not compiled.
 define create_venv
 set -eu; found=; \
 probe='import sys, venv, ensurepip; print("%d.%d %d.%d.%d" % (sys.version_info[:2] + sys.version_info[:3]))'; \
@@ -204,7 +205,7 @@ fi; \
 echo "creating $(1) with Python $${answer#* } ($$found), pins from constraints/$(3).txt"; \
 rm -rf $(1); \
 "$$found" -m venv $(1); \
-pip="$(1)/bin/python -m pip install -qq --constraint constraints/$(3).txt --only-binary :all:"; \
+pip="$(1)/bin/python -m pip install -qq --no-compile --constraint constraints/$(3).txt --only-binary :all:"; \
 $$pip setuptools wheel; \
 echo "installing tfjoint[$(4)] into $(1); the first time takes a few minutes"; \
 $$pip --no-build-isolation --editable '.[$(4)]'; \

@@ -8,6 +8,8 @@ import signal
 # Read when TensorFlow is loaded; the same as `tfjoint.entry` sets.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+# Tests run in as many processes as there are cores.
+os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 
 import pytest
 import tensorflow as tf

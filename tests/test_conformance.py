@@ -1105,7 +1105,7 @@ def test_two_replicas_compute_the_loss_and_the_gradient_of_one(name, records, tr
 
 
 @pytest.mark.slow
-@some(["compression", "implicit", "direct, floats"], {**SYSTEMS, **RECOMPUTING})
+@some(["direct, floats"], {**SYSTEMS, **RECOMPUTING})
 def test_two_replicas_do_so_in_graphs_too(name, records, trained, two_cpus):
     assert_two_replicas_agree(trained(name), TRAINED_ROWS[name], records, two_cpus)
 

@@ -717,7 +717,7 @@ def test_neither_help_nor_the_processes_that_code_load_tensorflow():
     [[signal.SIGINT], pytest.param([signal.SIGKILL, signal.SIGKILL], marks=pytest.mark.long)],
 )
 def test_a_run_that_is_killed_resumes_to_the_same_bytes(tmp_path, signals):
-    source = tiny.make(tmp_path / "source", 300, 5)  # work enough to be stopped in
+    source = tiny.make(tmp_path / "source", 150, 5)  # work enough to be stopped in
     arguments = (f"--records={source}", f"--output={tmp_path / 'r'}", "--rates=6,48,200")
     for number in signals:
         command = _command(*arguments, "--processes=2")

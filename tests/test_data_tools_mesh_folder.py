@@ -736,7 +736,7 @@ def test_a_mistake_on_the_command_line_is_one_line_and_exit_code_2(tmp_path, cas
     assert "Traceback" not in result.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ctrl_c_is_one_line_and_the_same_command_ends_in_the_same_bytes(tmp_path):
     for number in range(60):
         shape = trimesh.creation.box((1.0, 1.0 + number / 20, 2.0 - number / 40))

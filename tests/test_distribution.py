@@ -54,7 +54,7 @@ def one(data, tmp_path_factory) -> Path:
 # --- Two devices ----------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_devices_have_the_losses_and_weights_of_one(data, tmp_path, one, two_cpus):
     strategy = tf.distribute.MirroredStrategy(two_cpus)
     run = runs.train(data, tmp_path / "run", strategy, steps=STEPS, log_every=1)

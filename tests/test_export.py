@@ -504,6 +504,7 @@ def test_one_checkpoint_is_exported_once_and_the_next_gets_the_next_number(
     assert descriptions[0]["weights_sha256"] != descriptions[1]["weights_sha256"]
 
 
+@pytest.mark.long
 def test_a_run_whose_export_lacks_a_signature_is_exported_again(tmp_path, finished):
     """An export that an earlier version of this project has made."""
     run = shutil.copytree(finished, tmp_path / "run")

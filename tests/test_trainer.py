@@ -272,6 +272,7 @@ def test_every_optimizer_has_its_variables_before_the_first_step(tmp_path, name)
     assert np.all(weight.numpy() != [1, -1])
 
 
+@pytest.mark.long
 def test_lamb_trains_and_resumes(data, tmp_path):
     """In TensorFlow 2.14 the one optimizer of Keras' older generation."""
     run = runs.train(data, tmp_path / "run", steps=2, optimizer="lamb")

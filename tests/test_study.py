@@ -128,6 +128,21 @@ def test_results_say_which_run_they_are_and_what_it_took(asked, pretend):
     assert "tfjoint.train" in log and "trained\n" in log
 
 
+@pytest.mark.parametrize(("kept", "least"), [(True, 1000), (False, 0)])
+def test_the_time_counts_that_led_to_what_is_there(asked, pretend, kept, least):
+    pretend({})
+    (run,) = some(asked, "implicit-96")
+    if kept:
+        checkpoints = Path(plan.run_directory(asked, run), "checkpoints")
+        checkpoints.mkdir(parents=True)
+        (checkpoints / "index.json").write_text('{"steps": [1]}')
+    study.Journal(asked, run).lock().close()
+    study.Journal(asked, run).write(1000)
+    study.work(asked, [run], jobs=2)
+    found = json.loads(Path(asked.results, f"{run.name}.json").read_text())
+    assert least < found["study"]["train_seconds"] < least + 60
+
+
 def test_one_run_that_fails_does_not_lose_the_others(asked, pretend, capsys):
     chosen = some(asked, "reconstruction", "direct", "implicit-96")
     pretend({"direct.seed0": FAILED})

@@ -246,7 +246,9 @@ class Work:
         self.threads = threads
         self._journal = Journal(study, run)
         self._lock = lock
-        self._seconds = self._journal.read().get("seconds", 0.0)
+        # What was trained and lost, with the run's directory, does not count.
+        begun = _newest_step(Path(plan.run_directory(study, run))) > 0
+        self._seconds = self._journal.read().get("seconds", 0.0) if begun else 0.0
         self._commands = [plan.train_command(study, run), plan.evaluate_command(study, run)]
         self._journal.write(self._seconds)
         self._log = self._journal.log.open("a", encoding="utf-8")

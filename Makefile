@@ -33,7 +33,7 @@ BIN := $(VENV)/bin
 PYTEST := -m pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder
 # What other versions of TensorFlow might do otherwise; VERSION_TESTS=tests runs whatever is not slow.
 VERSION_TESTS ?= $(patsubst %,tests/test_%.py,layers models losses_metrics records dataset \
-  checkpoint environment train codec serving)
+  checkpoint environment train coding codec serving)
 RUN := runs/direct
 # The configs on the demo set; what stands before an underscore is the model. `separate` needs the
 # run of `compression`.

@@ -326,8 +326,9 @@ def test_codes_of_other_tables_are_refused(coder):
         bitstream.decode_packet(packet, codes.source, other)
 
 
+@pytest.mark.slow
 def test_mutants_of_coded_streams_end_in_codes_or_one_line(coder):
-    outcome = fuzz_bitstream.run(2_500, fuzz_bitstream.coded_targets(coding.count))
+    outcome = fuzz_bitstream.run(4_000, fuzz_bitstream.coded_targets(coding.count))
     assert outcome.taken and any("not one of codes" in text for text in outcome.refused), outcome
     assert outcome.slowest[0] < 10 and outcome.largest[0] < 2**20, outcome
 

@@ -141,6 +141,20 @@ def test_a_payload_is_as_long_as_the_information_in_it(name, coder):
     assert tables.decode(payload, codes.values.shape).tobytes() == codes.values.tobytes()
 
 
+@pytest.mark.parametrize("least", [1, 100, 20_000])
+@pytest.mark.parametrize("unlikely", [0, 0.1, 0.5, 1])
+def test_rounding_of_long_streams_is_not_taken_for_damage(least, unlikely, coder):
+    """At the most extreme probabilities, where the coder rounds most: half a million bits."""
+    rng = np.random.default_rng(7)
+    source = Source(streams.DIGEST, 64, 64, 2048, iterative=False)
+    ones = (2 ** rng.uniform(np.log2(least), 15, source.shape)).astype(np.uint16)
+    ones = np.where(rng.random(source.shape) < 0.5, ones, 2**16 - ones.astype(np.int32))
+    tables = Tables(source, ones.clip(1, 2**16 - 1).astype(np.uint16))
+    likely = np.where(tables.ones >= 2**15, 1, -1).astype(np.int8)
+    values = np.where(rng.random((250, *source.shape)) < unlikely, -likely, likely)
+    assert np.array_equal(tables.decode(tables.encode(values), values.shape), values)
+
+
 def test_tables_of_the_training_set_shorten_files_and_packets(coder):
     # Every bit has a likely value, and takes it in 9 of 10 views.
     source, views, iterations = streams.SOURCES["direct, mini"]

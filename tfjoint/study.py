@@ -257,7 +257,7 @@ class Work:
     def _start(self) -> None:
         command = [sys.executable, *self._commands[0]]
         print(f"$ {plan.shown(self._commands[0])}", file=self._log, flush=True)
-        self.trains = "tfjoint.train" in command
+        self.trains = "tfjoint.train" in command  # or it evaluates
         self._since = time.monotonic()
         self._process = subprocess.Popen(
             command,

@@ -440,7 +440,6 @@ TRAINED_ROWS = {**ROWS, **RECOMPUTING}
 
 every_row = pytest.mark.parametrize("name", ROWS)
 every_trained_row = pytest.mark.parametrize("name", TRAINED_ROWS)
-every_system = pytest.mark.parametrize("name", SYSTEMS)
 every_trained_system = pytest.mark.parametrize("name", {**SYSTEMS, **RECOMPUTING})
 
 
@@ -866,7 +865,7 @@ def test_a_layer_made_again_from_its_config_computes_the_same(name, built):
         np.testing.assert_array_equal(value, expected[key])
 
 
-@every_system
+@some([*config.USES, "direct, floats"], SYSTEMS)
 def test_an_export_computes_what_the_model_computes(name, built, tmp_path):
     row, model = ROWS[name], built(name)
     signatures = export.Signatures(model, row.config)

@@ -190,16 +190,15 @@ def _slowest(slow: Sequence[tuple[float, Target, bytes]]) -> tuple[float, str]:
     Other work on the machine falls on some readings, and for longer than one takes: those that are
     the slowest as yet are read again in turn, until the slowest of all was read often enough.
     """
-    best = [took for took, _, _ in slow]
-    readings = np.ones(len(slow), int)
-    while slow:
-        turn = np.argsort(best)[::-1][:TURN]
-        if readings[turn[0]] >= READINGS:
-            return best[turn[0]], _name(*slow[turn[0]][1:])
-        for number in turn:
+    if not slow:
+        return 0.0, ""
+    best, readings = np.array([took for took, _, _ in slow]), np.ones(len(slow), int)
+    while readings[best.argmax()] < READINGS:
+        for number in best.argsort()[::-1][:TURN]:
             best[number] = min(best[number], _read(*slow[number][1:])[1])
             readings[number] += 1
-    return 0.0, ""
+    slowest = best.argmax()
+    return float(best[slowest]), _name(*slow[slowest][1:])
 
 
 def _time(

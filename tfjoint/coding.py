@@ -29,13 +29,11 @@ PRECISION = 16
 """Probabilities are multiples of 2**-16, and never 0 or 1."""
 FORMAT = 1
 
-
-def _slack_bits(size: tuple[int, int]) -> float:
-    """How far a stream's length may be from its ideal, by the coder's last bytes and by rounding.
-
-    Rounding was measured to be at most 2**-10 a bit, with the most extreme tables and codes.
-    """
-    return 64 + 2**-8 * math.prod(size)
+# By how many bits a stream's length may differ from its ideal: the coder's last bytes, and, for
+# every bit, rounding. It is least for the likeliest codes, and the shortest stream is of these; of
+# others it was measured to be 2**-10 at most, with the most extreme tables.
+_LAST_BITS = 64
+_ROUNDING_OF_LIKELIEST, _ROUNDING = 2**-14, 2**-8
 
 
 class CodingError(UserError):
@@ -94,7 +92,7 @@ class Tables:
         size = shape[0], math.prod(shape[1:])
         costs = self._costs[:, : size[1]]
         least = size[0] * costs.min(axis=0).sum()
-        if least - 8 * len(payload) > _slack_bits(size):
+        if least - 8 * len(payload) > _LAST_BITS + _ROUNDING_OF_LIKELIEST * math.prod(size):
             raise BitstreamError(
                 f"damaged: codes of {list(shape)} take at least {least / 8:.0f} bytes. Received: "
                 f"{len(payload)}; get it again"
@@ -107,7 +105,7 @@ class Tables:
         # out in a fraction of the time that coding takes.
         ones = bits.sum(axis=0)
         ideal = costs[1] @ ones + costs[0] @ (size[0] - ones)
-        near = abs(ideal - 8 * len(payload)) <= _slack_bits(size)
+        near = abs(ideal - 8 * len(payload)) <= _LAST_BITS + _ROUNDING * math.prod(size)
         if not near or self._encode(tensor) != payload:
             raise BitstreamError("damaged: the coded payload is not one of codes; get it again")
         return (2 * bits - 1).astype(np.int8).reshape(shape)

@@ -97,9 +97,9 @@ class Tables:
                 f"damaged: codes of {list(shape)} take at least {least / 8:.0f} bytes. Received: "
                 f"{len(payload)}; get it again"
             )
-        coder = range_coder()
-        handle = coder.create_range_decoder(bytes(payload), self._channels(size[1]))
-        _, tensor = coder.entropy_decode_channel(handle, size, np.int32)
+        coder, channels = range_coder(), self._channels(size[1])
+        handle = coder.create_range_decoder(_tensor(bytes(payload)), channels)
+        _, tensor = coder.entropy_decode_channel(handle, _integers(size), channels.dtype)
         bits = tensor.numpy()
         # Nearly all that is damaged has another length than its bits would have, which is found
         # out in a fraction of the time that coding takes.
@@ -113,17 +113,14 @@ class Tables:
     def _encode(self, bits: Any) -> bytes:
         # Bits [V, bits of a view], int32, an array or a tensor.
         coder = range_coder()
-        handle = coder.create_range_encoder([], self._channels(bits.shape[1]))
+        handle = coder.create_range_encoder(_integers(()), self._channels(bits.shape[1]))
         handle = coder.entropy_encode_channel(handle, bits)
         return coder.entropy_encode_finalize(handle).numpy()
 
     def _channels(self, count: int) -> Any:
-        # The lookup of a view's first bits, a tensor: made once, as to make it takes as long as
-        # to code with it.
+        # The lookup of a view's first bits, made once, as to make it takes as long as to code.
         if count not in self._tensors:
-            import tensorflow as tf  # the coder's operations bring it
-
-            self._tensors[count] = tf.constant(self._lookup[:count])
+            self._tensors[count] = _tensor(self._lookup[:count])
         return self._tensors[count]
 
     @functools.cached_property
@@ -220,6 +217,18 @@ def read(path: str | os.PathLike) -> Tables:
 def _sha256(source: Source, ones: np.ndarray) -> str:
     text = json.dumps([FORMAT, dataclasses.asdict(source), ones.shape], sort_keys=True)
     return hashlib.sha256(text.encode() + ones.astype("<u2").tobytes()).hexdigest()
+
+
+def _tensor(value: Any) -> Any:
+    # To an operation it is given several times as fast as what is yet to become a tensor.
+    import tensorflow as tf  # the coder's operations bring it
+
+    return tf.constant(value)
+
+
+@functools.lru_cache
+def _integers(values: tuple[int, ...]) -> Any:
+    return _tensor(np.array(values, np.int32))
 
 
 @functools.lru_cache(maxsize=1)

@@ -19,6 +19,9 @@ export PYTHON
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_USER := 0
 export TF_CPP_MIN_LOG_LEVEL ?= 3
+# Packages come without bytecode (create_venv): were it not kept, every process compiled TensorFlow
+# again, ten seconds each.
+export PYTHONDONTWRITEBYTECODE :=
 
 VENV := .venv
 VENV_TF221 := .venv-tf221

@@ -32,6 +32,7 @@ class Runner(Protocol):
 
 
 _WAITING_PER_PROCESS = 4  # enough that no process waits, few enough to hold in memory
+_PATIENCE = 0.1  # seconds until Ctrl-C is asked about again
 
 
 def run(
@@ -58,9 +59,9 @@ def run(
             with _interrupts_put_off():  # a process may be started here
                 waiting.append(executor.submit(work, job))
             if len(waiting) >= processes * _WAITING_PER_PROCESS:
-                yield waiting.popleft().result()
+                yield _result(waiting.popleft())
         while waiting:
-            yield waiting.popleft().result()
+            yield _result(waiting.popleft())
     except concurrent.futures.process.BrokenProcessPool as error:
         raise UserError(
             "a process of the work was killed, perhaps for want of memory: the same command "
@@ -79,6 +80,15 @@ def run(
             executor.shutdown(cancel_futures=True)
 
 
+def _result(future: concurrent.futures.Future[Result]) -> Result:
+    # Ctrl-C is answered between two waits: in one, it may leave a lock of the future taken that the
+    # executor's thread needs for its end.
+    while True:
+        with _interrupts_put_off():
+            if concurrent.futures.wait([future], _PATIENCE).done:
+                return future.result()
+
+
 @contextlib.contextmanager
 def _interrupts_put_off(dropped: bool = False) -> Iterator[None]:
     """Let Ctrl-C wait for the end of the block; a process that starts in it never sees one.
@@ -88,16 +98,18 @@ def _interrupts_put_off(dropped: bool = False) -> Iterator[None]:
     Ctrl-C reaches every process of the terminal, but only the parent is to answer it: a child that
     begins to run would print a traceback, and so would one that is started by half.
     """
-    resource_tracker.ensure_running()  # which, where it comes first, would end the blocking
     asked: list[int] = []
     here = threading.current_thread() is threading.main_thread()  # where signals are handled
     here = here and signal.getsignal(signal.SIGINT) != signal.SIG_IGN  # as in a shell's background
     handler = signal.signal(signal.SIGINT, lambda *_: asked.append(1)) if here else None
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which children inherit
     try:
-        yield
+        resource_tracker.ensure_running()  # which, where it comes later, would end the blocking
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which children inherit
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if here:
             signal.signal(signal.SIGINT, handler)
     if asked and not dropped:

@@ -168,3 +168,36 @@ def test_an_interrupt_at_any_moment_is_one_line_without_a_word_from_the_processe
     for delay in (0.0, 0.0005, 0.003, 0.01, 0.03, 0.06, 0.1, 0.15, 0.2, 0.3, 0.5):
         ended = interrupted([sys.executable, str(script)], tmp_path, delay, times)
         assert ended == (130, INTERRUPTED), delay
+
+
+LOCK_TAKEN = """
+import itertools, signal, sys, time
+from data_tools import pool
+from tfjoint import errors
+
+def work(number):
+    time.sleep(0.02)
+
+def interrupt(frame, event, _):
+    taken = event == "c_return" and frame.f_code.co_name == "__enter__"
+    if taken and "futures" in frame.f_back.f_code.co_filename:
+        sys.setprofile(None)
+        signal.raise_signal(signal.SIGINT)
+
+def main():
+    print("ready", flush=True)
+    results = pool.run(work, itertools.count(), 2)
+    next(results)
+    sys.setprofile(interrupt)
+    for _ in results:
+        pass
+
+if __name__ == "__main__":
+    errors.run_or_exit(main)
+"""
+
+
+def test_an_interrupt_just_after_a_lock_was_taken_leaves_it_free_for_the_end(tmp_path):
+    script = tmp_path / "command.py"
+    script.write_text(LOCK_TAKEN)
+    assert interrupted([sys.executable, str(script)], tmp_path, 0.0, times=0) == (130, INTERRUPTED)

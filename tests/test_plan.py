@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tfjoint import config, plan
+from tfjoint import claims, config, plan
 from tfjoint.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,6 +38,7 @@ def test_every_system_and_rate_of_the_paper_is_in_it():
         *("separate", "separate-floats", "direct-floats", "sequential-floats", "jpeg2000-low"),
         *("implicit-floats-12", "implicit-floats-6", "compression-floats"),
         *("reconstruction-long", "reconstruction-wide", "reconstruction-half"),
+        *("direct-first", "sequential-first"),
         *("compression-small-random", "compression-small-constant"),
         *("compression-original-random", "compression-original-constant"),
     }
@@ -71,6 +72,15 @@ def test_low_rates_are_those_of_floats_at_one_and_two_iterations():
             resolved = plan.run_config(asked, run)
             assert not resolved.binarizer and resolved.iterations_max == 2
             assert [resolved.rate(t) for t in (1, 2)] == [12, 6]
+
+
+def test_the_first_iteration_alone_has_the_highest_rate():
+    asked = study()
+    first = [run for run in plan.planned(asked) if run.curve in plan.FIRST.values()]
+    assert [run.model for run in first] == list(plan.FIRST)
+    for run in first:
+        assert plan.run_config(asked, run).iterations_max == 1
+        assert plan.run_config(asked, run).rate() == claims.RATES[0]
 
 
 def test_a_study_that_stops_early_has_the_main_points_first():
@@ -244,7 +254,8 @@ def test_runs_are_selected_by_name_model_pattern_and_seed():
     everything = [run.name for run in plan.planned(study())]
     assert names("") == everything
     assert names("direct.seed1") == ["direct.seed1"]
-    assert names("direct") == [*(f"direct{s}" for s in (".seed0", "-floats.seed0", ".seed1"))]
+    of_model = (".seed0", "-floats.seed0", "-first.seed0", ".seed1")
+    assert names("direct") == [f"direct{rest}" for rest in of_model]
     assert names("implicit-384") == ["implicit-384.seed0", "implicit-384.seed1"]
     assert names("implicit-floats-*") == ["implicit-floats-12.seed0", "implicit-floats-6.seed0"]
     assert {name[-1] for name in names("", 1)} == {"1"}

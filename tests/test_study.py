@@ -329,7 +329,7 @@ def test_the_committed_study_can_be_listed_without_data(run_command, capsys, tmp
         f"--runs={tmp_path / 'runs'}", f"--results={tmp_path / 'results'}",
     )  # fmt: skip
     printed = capsys.readouterr().out
-    assert "33 runs: 33 missing" in printed
+    assert "35 runs: 35 missing" in printed
     assert not list(tmp_path.iterdir())  # listing writes nothing
 
 

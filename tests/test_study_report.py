@@ -17,7 +17,7 @@ import runs
 import test_claims
 from absl import flags
 
-from tfjoint import claims, entry, figures, points, study_report
+from tfjoint import claims, entry, figures, plan, points, study_report
 from tfjoint.errors import UserError
 
 pytest.importorskip("matplotlib", reason="the extra `study`, which draws figures, is not installed")
@@ -168,7 +168,7 @@ def test_every_difference_that_explains_a_level_is_of_the_same_objects(results, 
     found = claims.sign_flip(values[0] - values[1])
     assert row[2] == f"{found.mean:+.3f}"
     assert float(row[3]) == pytest.approx(2 * min(found.p_for, found.p_against), abs=1e-4)
-    assert len(shown) == 3 + 2 + len(claims.RATES) + 2  # head and rule
+    assert len(shown) == 3 + 2 + len(plan.FIRST) + len(claims.RATES) + 2  # head and rule
     pooled = whole[0].row["iou"]["pooled_6"]
     (line,) = [line for line in shown if line.startswith("IoU pooled")]
     assert shown[line].startswith(f"{pooled:.3f} | ")
@@ -205,18 +205,18 @@ def test_every_curve_that_has_shapes_turns_them_in_the_html_report(written):
 
 def test_every_figure_has_the_commands_of_all_its_points(written, results):
     text = (written / "report.md").read_text()
-    plan = made_up.plan_of(results)
+    planned = made_up.plan_of(results)
     parts = {part.splitlines()[0]: part for part in text.split("\n## ")}
     figure = next(part for title, part in parts.items() if title.startswith("Figure 8: "))
-    for run in plan["runs"]:
+    for run in planned["runs"]:
         on_it = run["curve"] in (*figures.LOW, "implicit", "direct", "sequential", "separate")
         if on_it and run["model"] != "compression":
             assert run["train"] in figure and run["evaluate"] in figure, run["name"]
     # The codec that `separate` takes, and the views that JPEG 2000 makes, come before them.
     assert "--run_dir=runs/study/compression-small-random.seed0" in figure
-    assert plan["records"]["payload"] in figure
+    assert planned["records"]["payload"] in figure
     everything = parts["Every run"]
-    assert all(run["train"] in everything for run in plan["runs"])
+    assert all(run["train"] in everything for run in planned["runs"])
 
 
 class _Loads(html.parser.HTMLParser):
@@ -263,7 +263,7 @@ def test_a_study_that_has_only_begun_has_a_report(tmp_path):
     )
     report(directory, tmp_path / "report")
     text = (tmp_path / "report" / "report.md").read_text()
-    assert "2 of 33 runs" in text and "Missing: implicit-384.seed0" in text
+    assert "2 of 35 runs" in text and "Missing: implicit-384.seed0" in text
     assert "bench/results.json does not hold them yet" in text
     assert "Not there yet: no run that it shows is done." in text
 
@@ -271,7 +271,7 @@ def test_a_study_that_has_only_begun_has_a_report(tmp_path):
 def test_a_study_without_any_run_has_a_report(tmp_path):
     directory = made_up.make(tmp_path / "study", test_claims.as_the_paper, only=lambda run: False)
     report(directory, tmp_path / "report")
-    assert "0 of 33 runs" in (tmp_path / "report" / "report.md").read_text()
+    assert "0 of 35 runs" in (tmp_path / "report" / "report.md").read_text()
 
 
 # --- The command ----------------------------------------------------------------------------------

@@ -28,6 +28,8 @@ LONG = 3
 """Of Table I: its 60 epochs are this many times the 20 of everything else."""
 HALF = "half"
 """Records of half of the training meshes."""
+FIRST = {name: f"{name}, first iteration alone" for name in ("direct", "sequential")}
+"""Curves of systems that are trained for their first iteration alone, the highest rate."""
 
 _FLOAT_BITS = 32
 _DRAWN, _FIXED = "random T", "constant T"
@@ -131,7 +133,8 @@ def _low(size: int) -> list[Run]:
 def _limits(profile: str) -> list[Run]:
     """Return the uncompressed network with more steps, more weights, fewer meshes.
 
-    They tell what the level of all mIoU depends on; every other system contains this network.
+    They tell what the level of all mIoU depends on; every other system contains this network. And
+    iterative systems with one iteration, which tell what serving eight rates costs at the highest.
     """
     widths = PROFILES[profile]
     doubled = {
@@ -145,6 +148,8 @@ def _limits(profile: str) -> list[Run]:
         Run("reconstruction-wide", "reconstruction, wide", "reconstruction", settings=doubled),
         Run("reconstruction-half", "reconstruction, half the meshes", "reconstruction",
             views=HALF, budget=2),
+        *(Run(f"{name}-first", curve, name, settings={"iterations_max": 1})
+          for name, curve in FIRST.items()),
     ]  # fmt: skip
 
 

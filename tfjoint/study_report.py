@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import flags
 
-from tfjoint import claims, entry, figures, files, gallery, points, view, words
+from tfjoint import claims, entry, figures, files, gallery, plan, points, view, words
 from tfjoint.errors import UserError
 from tfjoint.points import Point, Results, by_rate
 
@@ -114,7 +114,7 @@ def sections(
       bench: what bench/results.json holds, for Table III; None where it is not there.
       pages: of shapes, by run.
     """
-    every = ("reconstruction", *_LIMITS, *_SYSTEMS, *figures.LOW, *_CODECS)
+    every = ("reconstruction", *_LIMITS, *plan.FIRST.values(), *_SYSTEMS, *figures.LOW, *_CODECS)
     return [
         Section("State", _state(results), _budget(results)),
         Section("The seven claims", claims.__doc__ or "", _claims_table(found)),
@@ -183,11 +183,11 @@ def sections(
         Section(
             "What the level depends on",
             f"The paper's uncompressed network: {PUBLISHED_TABLE_I}. A line changes one thing: of "
-            "the training of the uncompressed network, of how its shapes are measured, or of how "
-            "JPEG 2000's bytes are counted. p is two-sided, by flipping signs over the same test "
-            "objects.",
+            "the training of a network, of how its shapes are measured, or of how JPEG 2000's "
+            "bytes are counted. p is two-sided, by flipping signs over the same test objects.",
             _limits_table(results),
-            curves=("reconstruction", *_LIMITS, claims.ASKED, claims.PAYLOAD),
+            curves=("reconstruction", *_LIMITS, *plan.FIRST, *plan.FIRST.values(), claims.ASKED,
+                    claims.PAYLOAD),
         ),
         Section("Rates, thresholds and average precision",
                 "Of every point; mIoU at other thresholds than 0.4.", _all_points(results)),
@@ -198,10 +198,9 @@ def sections(
 def _state(results: Results) -> str:
     wanted = [run["name"] for run in results.plan["runs"]]
     missing = [name for name in wanted if name not in results.runs]
-    plan = results.plan
     text = (
-        f"{len(results.runs)} of {len(wanted)} runs at the {plan['profile']} profile on "
-        f"{plan['data']}"
+        f"{len(results.runs)} of {len(wanted)} runs at the {results.plan['profile']} profile on "
+        f"{results.plan['data']}"
     )
     if results.points:
         row = results.points[0].row
@@ -361,6 +360,10 @@ def _limits_table(results: Results) -> list[list[str]]:
         for text, value in measured.items():
             change = f"{value - iou['mean']:+.3f}"
             rows.append([text, f"{value:.3f}", f"{iou['mean']:.3f}", change, ""])
+    highest = claims.RATES[0]
+    for name, curve in plan.FIRST.items():
+        text = f"{name} at {highest:g}:1, trained for its first iteration alone"
+        rows += _change(results, text, (curve, highest), (name, highest))
     for rate in claims.RATES:
         text = f"JPEG 2000 at {rate:g}:1 without what all its headers have in common"
         rows += _change(results, text, (claims.PAYLOAD, rate), (claims.ASKED, rate))

@@ -145,7 +145,7 @@ class Source:
     def __str__(self) -> str:
         values = " x ".join(map(str, self.shape)) + (" bits" if self.binary else " floats")
         per = " per iteration" if self.iterative else ""
-        return f"{self.digest}, {self.height} x {self.width} pixels, {values}{per}"
+        return f"{self.digest}, {self.width} x {self.height} pixels, {values}{per}"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -26,7 +26,7 @@ def find_export(path: Path) -> Path:
     found = path if (path / "saved_model.pb").is_file() else latest_version(path)
     if found is None or not (found / "saved_model.pb").is_file():
         raise ExportError(
-            f"no export at {path}: give the directory of one version, or the one above"
+            f"no export at {path}: give the directory `export` of a run, or one of its versions"
         )
     return found
 

@@ -270,13 +270,15 @@ def _add_info(parts: argparse._SubParsersAction) -> None:
     part = _part(
         parts,
         _info,
-        "say what a .tfj file or an export is",
+        "say what .tfj files and exports are",
         """
-        info chair.tfj
+        info chair.tfj table.tfj
         info runs/direct/export
         """,
     )
-    part.add_argument("input", metavar="INPUT", help=".tfj file (- is stdin), or export directory")
+    part.add_argument(
+        "inputs", nargs="+", metavar="INPUT", help=".tfj file (- is stdin), or export directory"
+    )
 
 
 def _add_view(parts: argparse._SubParsersAction) -> None:
@@ -409,12 +411,13 @@ def _shape_of(codec: Codec, images: np.ndarray, given: argparse.Namespace) -> np
 
 
 def _info(given: argparse.Namespace) -> None:
-    if given.input != STREAM and Path(given.input).is_dir():
-        print("\n".join(_of_export(given.input)))
-    else:
-        data = _read(given.input)
-        with _about(given.input):
-            print(f"{given.input}: {_described(data)}")
+    for name in given.inputs:
+        if name != STREAM and Path(name).is_dir():
+            print("\n".join(_of_export(name)))
+        else:
+            data = _read(name)
+            with _about(name):
+                print(f"{name}: {_described(data)}")
 
 
 def _of_export(path: str) -> list[str]:

@@ -38,7 +38,7 @@ def test_every_system_and_rate_of_the_paper_is_in_it():
         *("separate", "separate-floats", "direct-floats", "sequential-floats", "jpeg2000-low"),
         *("implicit-floats-12", "implicit-floats-6", "compression-floats"),
         *("reconstruction-long", "reconstruction-wide", "reconstruction-half"),
-        *("direct-first", "sequential-first"),
+        *("direct-first", "sequential-first", "sequential-light"),
         *("compression-small-random", "compression-small-constant"),
         *("compression-original-random", "compression-original-constant"),
     }
@@ -81,6 +81,16 @@ def test_the_first_iteration_alone_has_the_highest_rate():
     for run in first:
         assert plan.run_config(asked, run).iterations_max == 1
         assert plan.run_config(asked, run).rate() == claims.RATES[0]
+
+
+def test_what_is_trained_as_implicit_is_so_where_implicit_is_trained_otherwise():
+    name = "reconstruction-as-implicit.seed0"
+    assert name not in {run.name for run in plan.planned(study())}
+    asked = study("mini", *committed())
+    runs = {run.name: plan.run_config(asked, run) for run in plan.planned(asked)}
+    assert runs[name].learning_rate == runs["implicit-384.seed0"].learning_rate
+    changed = config.changes(runs["reconstruction.seed0"].to_json(), runs[name].to_json())
+    assert len(changed) == 1 and changed[0].startswith("learning_rate: ")
 
 
 def test_a_study_that_stops_early_has_the_main_points_first():

@@ -224,17 +224,23 @@ def test_a_sitting_lets_an_evaluation_end(asked, pretend, monkeypatch):
     assert states(asked, chosen) == dict(zip(names, ("begun", "done", "missing")))
 
 
-def test_a_run_that_another_process_has_is_left_to_it(asked, pretend, capsys):
+def test_a_run_that_another_process_has_is_left_to_it_and_what_takes_its_codec(
+    asked, pretend, capsys
+):
     pretend({})
-    (run,) = some(asked, "implicit-96")
-    handle = study.Journal(asked, run).lock()
+    codec, separate = some(asked, "compression-small-random", "separate.seed0")
+    handle = study.Journal(asked, codec).lock()
     try:
-        assert states(asked, [run]) == {"implicit-96": "running"}
-        assert study.work(asked, [run], jobs=1) == study.UNFINISHED
+        assert states(asked, [codec]) == {"compression-small-random": "running"}
+        assert study.work(asked, [codec, separate], jobs=1) == study.UNFINISHED
     finally:
         handle.close()
-    assert "another process is at it" in capsys.readouterr().out
-    assert states(asked, [run]) == {"implicit-96": "missing"}
+    said = capsys.readouterr().out
+    assert "compression-small-random.seed0: another process is at it" in said
+    assert "separate.seed0: left out, another process is at compression-small-random" in said
+    assert states(asked, [codec, separate]) == dict.fromkeys(
+        ("compression-small-random", "separate"), "missing"
+    )
 
 
 def test_the_child_keeps_the_lock_when_the_study_is_killed(asked, pretend):
@@ -329,7 +335,7 @@ def test_the_committed_study_can_be_listed_without_data(run_command, capsys, tmp
         f"--runs={tmp_path / 'runs'}", f"--results={tmp_path / 'results'}",
     )  # fmt: skip
     printed = capsys.readouterr().out
-    assert "35 runs: 35 missing" in printed
+    assert "36 runs: 36 missing" in printed
     assert not list(tmp_path.iterdir())  # listing writes nothing
 
 

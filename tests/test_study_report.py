@@ -17,7 +17,7 @@ import runs
 import test_claims
 from absl import flags
 
-from tfjoint import claims, entry, figures, plan, points, study_report
+from tfjoint import claims, entry, points, study_report
 from tfjoint.errors import UserError
 
 pytest.importorskip("matplotlib", reason="the extra `study`, which draws figures, is not installed")
@@ -29,12 +29,7 @@ EVERYTHING = ("report.md", "report.html", "claims.json", "figures")
 def results(tmp_path_factory) -> Path:
     """Made-up results in which all claims are true; not to be changed."""
     directory = tmp_path_factory.mktemp("made-up") / "results" / "study"
-    made_up.make(
-        directory,
-        test_claims.as_the_paper,
-        test_claims.codecs_as_the_paper,
-        seconds=test_claims.cheaper,
-    )
+    made_up.make(directory, test_claims.as_the_paper, test_claims.codecs_as_the_paper)
     shown = ("reconstruction", "implicit-384", "sequential", "compression-small-random")
     made_up.add_shapes(directory, [f"{name}.seed0" for name in shown])
     return directory
@@ -159,19 +154,25 @@ def test_tables_hold_what_the_results_hold(results, written):
 
 def test_every_difference_that_explains_a_level_is_of_the_same_objects(results, written):
     read = points.read_results(results)
-    text = (written / "report.md").read_text().partition("## What the level depends on")[2]
-    shown = dict(re.findall(r"^\| ([^|]+) \| (.+) \|$", text.partition("\n## ")[0], re.MULTILINE))
+    text = next(text for text in section_texts(written) if text.startswith("What the results"))
+    shown = dict(re.findall(r"^\| ([^|]+) \| (.+) \|$", text, re.MULTILINE))
     (long,), whole = read.on("reconstruction, long"), read.on("reconstruction", seed=0)
     values = [point.values("iou") for point in (long, *whole)]
-    row = shown["three times the steps"].split(" | ")
-    assert row[:2] == [f"{v.mean():.3f}" for v in values]
+    row = shown["uncompressed: three times the steps"].split(" | ")
+    assert row[:3] == ["mIoU", *(f"{v.mean():.3f}" for v in values)]
     found = claims.sign_flip(values[0] - values[1])
-    assert row[2] == f"{found.mean:+.3f}"
-    assert float(row[3]) == pytest.approx(2 * min(found.p_for, found.p_against), abs=1e-4)
-    assert len(shown) == 3 + 2 + len(plan.FIRST) + len(claims.RATES) + 2  # head and rule
+    assert row[3] == f"{found.mean:+.3f}"
+    assert float(row[4]) == pytest.approx(2 * min(found.p_for, found.p_against), abs=1e-4)
+    assert row[5] == "0"
+    row = shown["JPEG 2000 at 384:1: without what all its headers have in common"].split(" | ")
+    assert row[5] == "0, 1"
+    row = shown["sequential at 384:1: L_3D weighted 0.1"].split(" | ")  # the later one
+    assert row[0] == "mIoU" and "L_comp" in text
+    missing = [line for line, row in shown.items() if "not measured" in row]
+    assert missing == ["uncompressed: trained as implicit is"]  # as implicit is not, here
     pooled = whole[0].row["iou"]["pooled_6"]
-    (line,) = [line for line in shown if line.startswith("IoU pooled")]
-    assert shown[line].startswith(f"{pooled:.3f} | ")
+    (line,) = [line for line in shown if "IoU pooled" in line]
+    assert shown[line].startswith(f"mIoU | {pooled:.3f} | ")
 
 
 def test_the_summary_has_the_mean_over_seeds_of_every_system_and_rate(results):
@@ -189,7 +190,8 @@ def test_the_summary_has_the_mean_over_seeds_of_every_system_and_rate(results):
     low = [p.row["iou"]["mean"] for p in read.on("direct, floats", 6.0)]
     direct = cells["direct"].split()
     assert direct[0] == f"{low[0]:.3f}" and direct[5] == f"{np.mean(seeds):.3f}"
-    assert direct[-1] == "2" and len(direct) == 7  # none at 480:1 and beyond
+    assert direct[-1] == "1-2" and len(direct) == 7  # none at 480:1 and beyond
+    assert [row.split()[-1] for row in rows[1:]] == ["1-2", "1-2", "1", "1-2", "2"]
     whole = np.mean([p.row["iou"]["mean"] for p in read.on("reconstruction")])
     assert last.startswith(f"uncompressed {whole:.3f}; mean shape ")
 
@@ -203,20 +205,36 @@ def test_every_curve_that_has_shapes_turns_them_in_the_html_report(written):
         assert html.unescape(inner).lower().startswith("<!doctype html>")
 
 
-def test_every_figure_has_the_commands_of_all_its_points(written, results):
-    text = (written / "report.md").read_text()
+def test_every_figure_has_the_commands_of_all_its_points(results):
+    read = points.read_results(results)
+    drawn = study_report.drawings(read, results)
+    shown = {p.figure: p.curves for p in study_report.sections(read, [], None, {}) if p.figure}
+    assert shown.keys() == drawn.keys()
+    for name, curves in shown.items():
+        kept = {run["name"] for run in read.plan["runs"] if run["curve"] in curves}
+        alone = read._replace(
+            runs={run: found for run, found in read.runs.items() if run in kept},
+            points=tuple(point for point in read.points if point.curve in curves),
+        )
+        assert study_report.drawings(alone, results)[name]() == drawn[name](), name
+
+
+def test_commands_are_those_of_the_plan_after_what_they_need(written, results):
     planned = made_up.plan_of(results)
-    parts = {part.splitlines()[0]: part for part in text.split("\n## ")}
+    parts = {part.splitlines()[0]: part for part in section_texts(written)}
     figure = next(part for title, part in parts.items() if title.startswith("Figure 8: "))
-    for run in planned["runs"]:
-        on_it = run["curve"] in (*figures.LOW, "implicit", "direct", "sequential", "separate")
-        if on_it and run["model"] != "compression":
-            assert run["train"] in figure and run["evaluate"] in figure, run["name"]
-    # The codec that `separate` takes, and the views that JPEG 2000 makes, come before them.
-    assert "--run_dir=runs/study/compression-small-random.seed0" in figure
-    assert planned["records"]["payload"] in figure
-    everything = parts["Every run"]
-    assert all(run["train"] in everything for run in planned["runs"])
+    found = [figure.index(planned["records"][name]) for name in ("raw", "asked", "payload")]
+    codec = next(run for run in planned["runs"] if run["name"] == "compression-small-random.seed0")
+    separate = next(run for run in planned["runs"] if run["name"] == "separate.seed0")
+    found += [figure.index(run["train"]) for run in (codec, separate)]
+    assert found == sorted(found)
+    assert separate["evaluate"] in figure
+    assert all(run["train"] in parts["Every run"] for run in planned["runs"])
+    assert "```bash\nmake bench\n```" in parts["Table III: run times"]
+
+
+def section_texts(written: Path) -> list[str]:
+    return (written / "report.md").read_text().split("\n## ")
 
 
 class _Loads(html.parser.HTMLParser):
@@ -235,7 +253,7 @@ def test_the_page_is_one_file(written):
     loads = _Loads()
     loads.feed(page)
     kinds = [source.partition(";")[0] for source in loads.found]
-    assert len(kinds) == 10 and set(kinds) == {"data:image/svg+xml", "data:image/png"}
+    assert len(kinds) == 17 and set(kinds) == {"data:image/svg+xml", "data:image/png"}
     assert "url(" not in page and "@import" not in page and "<script" not in page
 
 
@@ -251,7 +269,7 @@ def test_claims_are_a_list_of_seven_with_what_they_rest_on(written, results):
     assert len(found) == 7
     for claim in found:
         assert set(claim) == {"claim", "verdict", "evidence", "p_value", "files"}
-        assert all((results / name).exists() for name in claim["files"] if name != "bench")
+        assert all((results / name).exists() for name in claim["files"] if "/" not in name)
         assert f"| {claim['claim']} | {claim['verdict']} |" in (written / "report.md").read_text()
 
 
@@ -263,7 +281,7 @@ def test_a_study_that_has_only_begun_has_a_report(tmp_path):
     )
     report(directory, tmp_path / "report")
     text = (tmp_path / "report" / "report.md").read_text()
-    assert "2 of 35 runs" in text and "Missing: implicit-384.seed0" in text
+    assert "2 of 36 runs" in text and re.search(r"\| implicit-384.seed0 .* \| missing \|", text)
     assert "bench/results.json does not hold them yet" in text
     assert "Not there yet: no run that it shows is done." in text
 
@@ -271,7 +289,7 @@ def test_a_study_that_has_only_begun_has_a_report(tmp_path):
 def test_a_study_without_any_run_has_a_report(tmp_path):
     directory = made_up.make(tmp_path / "study", test_claims.as_the_paper, only=lambda run: False)
     report(directory, tmp_path / "report")
-    assert "0 of 35 runs" in (tmp_path / "report" / "report.md").read_text()
+    assert "0 of 36 runs" in (tmp_path / "report" / "report.md").read_text()
 
 
 # --- The command ----------------------------------------------------------------------------------

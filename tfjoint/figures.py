@@ -6,17 +6,15 @@ matplotlib draws, which comes with the extra `study`. Its version is part of the
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from tfjoint import claims, voxels
 from tfjoint.errors import UserError
 from tfjoint.points import Point, Results, by_rate, mean_values
-
-if TYPE_CHECKING:
-    from tfjoint.gallery import Gallery
 
 STYLES: dict[str, tuple[str, str]] = {
     "implicit": ("#1b7837", "o"),
@@ -90,23 +88,34 @@ def _svg(draw: Callable[[Any, Any], None], size: tuple[float, float] = _SIZE) ->
 Measure = Callable[[Point], float]
 
 
-def curve(
-    points: Sequence[Point], measure: Measure, rate: str = "nominal"
-) -> tuple[list[float], list[float], list[float]]:
-    """Return rates, means over seeds and standard deviations over seeds of the points of a curve.
+class Curve(NamedTuple):
+    """What is drawn of a curve, by rate; of one seed, nothing varies."""
+
+    rates: list[float]
+    means: list[float]
+    """Over the seeds."""
+    below: list[float]
+    """How far the least of several seeds is below the mean; NaN of one."""
+    above: list[float]
+
+
+def curve(points: Sequence[Point], measure: Measure, rate: str = "nominal") -> Curve:
+    """Return the points of a curve as mean over seeds.
 
     Args:
       points: of one curve.
       measure: what is shown of a point.
       rate: which rate is meant.
     """
-    xs, ys, stds = [], [], []
+    made = Curve([], [], [], [])
     for same in by_rate(points).values():
-        values = [measure(point) for point in same]
-        xs.append(float(np.mean([rate_of(point, rate) for point in same])))
-        ys.append(float(np.mean(values)))
-        stds.append(float(np.std(values)))
-    return xs, ys, stds
+        values = np.array([measure(point) for point in same])
+        made.rates.append(float(np.mean([rate_of(point, rate) for point in same])))
+        made.means.append(float(values.mean()))
+        several = len(values) > 1
+        made.below.append(float(values.mean() - values.min()) if several else math.nan)
+        made.above.append(float(values.max() - values.mean()) if several else math.nan)
+    return made
 
 
 def rate_of(point: Point, name: str) -> float:
@@ -115,16 +124,40 @@ def rate_of(point: Point, name: str) -> float:
     return float(found)
 
 
+SYSTEMS = ("implicit", "direct", "sequential", "separate", claims.ASKED, claims.PAYLOAD)
+"""The systems of Fig. 8."""
+
+
 def miou_against_rate(results: Results, rate: str = "nominal") -> bytes:
     """Return Fig. 8: mIoU against the rate, all systems."""
 
     def draw(axes: Any, _: Any) -> None:
-        systems = ("implicit", "direct", "sequential", "separate", claims.ASKED, claims.PAYLOAD)
-        _draw_curves(axes, results, systems, lambda p: p.row["iou"]["mean"], rate)
-        _draw_references(axes, results)
+        _draw_curves(axes, results, SYSTEMS, _miou, rate)
+        _draw_references(axes, results, _miou)
+        if shape := results.baseline("mean_shape"):
+            axes.axhline(shape["mean"], color="black", lw=0.8, ls=":", label="mean shape")
         _label(axes, f"rate ({rate}), raw bits : code bits", "mean IoU at threshold 0.4, 5 views")
 
     return _svg(draw)
+
+
+def precision_against_rate(results: Results) -> bytes:
+    """Return average precision over voxels against the rate, all systems."""
+
+    def draw(axes: Any, _: Any) -> None:
+        _draw_curves(axes, results, SYSTEMS, _precision)
+        _draw_references(axes, results, _precision)
+        _label(axes, "rate (nominal), raw bits : code bits", "average precision, 5 views")
+
+    return _svg(draw)
+
+
+def _miou(point: Point) -> float:
+    return float(point.row["iou"]["mean"])
+
+
+def _precision(point: Point) -> float:
+    return float(point.row["average_precision"])
 
 
 def l_comp_against_rate(results: Results, systems: Sequence[str]) -> bytes:
@@ -145,29 +178,28 @@ def _draw_curves(
 ) -> None:
     low = {owner: name for name, owner in LOW.items()}
     for name in systems:
-        colour, marker = STYLES[name]
         points = results.on(name)
         if points:
-            xs, ys, stds = curve(points, measure, rate)
-            axes.errorbar(xs, ys, stds, label=name, color=colour, marker=marker, ms=4, lw=1.2,
-                          capsize=2)  # fmt: skip
+            _draw_curve(axes, curve(points, measure, rate), name, label=name)
         if name in low and (points := results.on(low[name])):
-            xs, ys, stds = curve(points, measure, rate)
-            axes.errorbar(xs, ys, stds, color=colour, marker=marker, ms=4, lw=1.2, ls=":",
-                          mfc="white", capsize=2)  # fmt: skip
+            _draw_curve(axes, curve(points, measure, rate), name, ls=":", mfc="white")
     axes.set_xscale("log")
     axes.set_xticks(RATES, [str(rate) for rate in RATES])
     axes.minorticks_off()
 
 
-def _draw_references(axes: Any, results: Results) -> None:
+def _draw_curve(axes: Any, shown: Curve, name: str, **style: Any) -> None:
+    colour, marker = STYLES[name]
+    axes.errorbar(shown.rates, shown.means, (shown.below, shown.above), color=colour,
+                  marker=marker, ms=4, lw=1.2, capsize=2, **style)  # fmt: skip
+
+
+def _draw_references(axes: Any, results: Results, measure: Measure) -> None:
     if points := results.on("reconstruction"):
-        mean = float(np.mean([point.row["iou"]["mean"] for point in points]))
+        mean = float(np.mean([measure(point) for point in points]))
         axes.axhline(mean, color="black", lw=0.8, ls="--", label="uncompressed")
         # Its 1024 floats per view are 12:1 without any coding: the paper's magenta square.
         axes.plot([12], [mean], marker="s", ms=6, color="magenta", ls="")
-    if shape := results.baseline("mean_shape"):
-        axes.axhline(shape["mean"], color="black", lw=0.8, ls=":", label="mean shape")
 
 
 def _label(axes: Any, x: str, y: str) -> None:
@@ -261,31 +293,3 @@ def mosaic(rows: Sequence[tuple[str, Sequence[np.ndarray | None]]], columns: Seq
 def shape_picture(grid: np.ndarray) -> np.ndarray:
     """Return a picture of an occupancy grid [D, D, D] bool."""
     return voxels.picture(grid)
-
-
-def gallery_rows(
-    shown: Mapping[str, Gallery],
-    rates: Sequence[float],
-    rates_of: Mapping[str, Sequence[float | None]],
-    pick: Callable[[Gallery, int], np.ndarray | None],
-) -> list[tuple[str, list[np.ndarray | None]]]:
-    """Return the rows of a table of pictures: systems, and rates as columns.
-
-    Args:
-      shown: what is there to look at, by the name of the row.
-      rates: of the columns.
-      rates_of: the nominal rates of each of `shown`, in its order.
-      pick: returns the picture of one of them at the position of a rate.
-    """
-    rows = []
-    for name, shapes in shown.items():
-        positions = [_position(rates_of[name], rate) for rate in rates]
-        rows.append((name, [None if i is None else pick(shapes, i) for i in positions]))
-    return rows
-
-
-def _position(rates: Sequence[float | None], wanted: float) -> int | None:
-    for index, rate in enumerate(rates):
-        if rate is None or abs(rate / wanted - 1) < 0.01:
-            return index
-    return None

@@ -30,6 +30,8 @@ HALF = "half"
 """Records of half of the training meshes."""
 FIRST = {name: f"{name}, first iteration alone" for name in ("direct", "sequential")}
 """Curves of systems that are trained for their first iteration alone, the highest rate."""
+AS_IMPLICIT = "reconstruction, trained as implicit"
+LIGHT = "sequential, L_3D weighted 0.1"
 
 _FLOAT_BITS = 32
 _DRAWN, _FIXED = "random T", "constant T"
@@ -80,7 +82,7 @@ def planned(study: Study) -> list[Run]:
     size = resolve({"model": "reconstruction", "profile": study.profile})[0].image_size
     main = [_with_seed(run, 0) for run in (*_core(size), *_codecs(), *_implicit(size), *_low(size))]
     repeated = [_with_seed(run, seed) for seed in SEEDS[1:] for run in _core(size)]
-    limits = [_with_seed(run, 0) for run in _limits(study.profile)]
+    limits = [_with_seed(run, 0) for run in _limits(study)]
     return [*main, *limits, *repeated]
 
 
@@ -130,26 +132,31 @@ def _low(size: int) -> list[Run]:
     ]  # fmt: skip
 
 
-def _limits(profile: str) -> list[Run]:
-    """Return the uncompressed network with more steps, more weights, fewer meshes.
+def _limits(study: Study) -> list[Run]:
+    """Return runs that tell what the results depend on, each different from another in one thing.
 
-    They tell what the level of all mIoU depends on; every other system contains this network. And
-    iterative systems with one iteration, which tell what serving eight rates costs at the highest.
+    The uncompressed network, which every other system contains, with more steps, more weights,
+    fewer meshes, and as implicit is trained; iterative systems with one iteration, for what serving
+    eight rates costs at the highest; sequential with its eye on the images.
     """
-    widths = PROFILES[profile]
+    widths = PROFILES[study.profile]
     doubled = {
         name: tuple(2 * width for width in widths[name])
         if isinstance(widths[name], tuple)
         else 2 * widths[name]
         for name in ("feature_channels", "features", "grid_channels", "voxel_channels")
     }
+    of_implicit = study.settings.get("implicit", {})
     return [
         Run("reconstruction-long", "reconstruction, long", "reconstruction", budget=LONG),
         Run("reconstruction-wide", "reconstruction, wide", "reconstruction", settings=doubled),
         Run("reconstruction-half", "reconstruction, half the meshes", "reconstruction",
             views=HALF, budget=2),
+        *([Run("reconstruction-as-implicit", AS_IMPLICIT, "reconstruction", settings=of_implicit)]
+          if of_implicit else []),
         *(Run(f"{name}-first", curve, name, settings={"iterations_max": 1})
           for name, curve in FIRST.items()),
+        Run("sequential-light", LIGHT, "sequential", settings={"loss_weight": 0.1}),
     ]  # fmt: skip
 
 
@@ -336,6 +343,11 @@ def records_of(study: Study, views: str) -> str:
 def run_directory(study: Study, run: Run) -> str:
     """Return where a run is trained."""
     return str(Path(study.runs) / run.name)
+
+
+def raw_records_command(study: Study) -> str:
+    """Return the command that makes the raw records, where the project has one; otherwise ""."""
+    return "make data" if study.data in ("data/open", "data/open-68") else ""
 
 
 def records_command(study: Study, views: str) -> list[str]:

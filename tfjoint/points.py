@@ -133,21 +133,31 @@ def mean_values(points: Iterable[Point], name: str) -> np.ndarray:
     return np.mean([point.values(name) for point in points], axis=0)
 
 
+class Pair(NamedTuple):
+    """A figure of two systems on the same objects, after training with the same seeds."""
+
+    seeds: tuple[int, ...]
+    first: np.ndarray
+    """[S, N]: by seed and object, in the order of their ids."""
+    second: np.ndarray
+    """[S, N]."""
+
+
 def paired(
     results: Results,
     first: tuple[str, float | None],
     second: tuple[str, float | None],
     name: str = "iou",
-) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return a figure of every object for two (curve, rate), as mean over the seeds of both.
+) -> Pair | None:
+    """Return a figure of every object for two (curve, rate), of the seeds that both have.
 
     None where one of them is not there, or they have no seed in common.
     """
     sides = [{p.seed: p for p in results.on(*wanted)} for wanted in (first, second)]
-    common = sorted(set(sides[0]) & set(sides[1]))
+    common = tuple(sorted(set(sides[0]) & set(sides[1])))
     if not common:
         return None
-    return tuple(mean_values([side[seed] for seed in common], name) for side in sides)  # type: ignore[return-value]
+    return Pair(common, *(np.stack([side[seed].values(name) for seed in common]) for side in sides))
 
 
 def greedy_bins(values: np.ndarray, std: float) -> list[np.ndarray]:

@@ -322,6 +322,7 @@ def work(study: Study, runs: Sequence[Run], jobs: int, max_hours: float = 0.0) -
     waiting = _to_do(study, runs, states, objects)
     active: list[Work] = []
     failed: dict[str, str] = {}
+    elsewhere: set[str] = set()
     try:
         while waiting or active:
             if time.monotonic() > end:
@@ -333,7 +334,9 @@ def work(study: Study, runs: Sequence[Run], jobs: int, max_hours: float = 0.0) -
                     active.remove(item)
             for run in _startable(waiting, active, jobs, failed):
                 waiting.remove(run)
-                if reason := _refusal(run, failed):
+                if run.after in elsewhere:
+                    _say(f"{run.name}: left out, another process is at {run.after}, its codec")
+                elif reason := _refusal(run, failed):
                     failed[run.name] = reason
                     Journal(study, run).write(
                         Journal(study, run).read().get("seconds", 0.0), reason
@@ -343,6 +346,7 @@ def work(study: Study, runs: Sequence[Run], jobs: int, max_hours: float = 0.0) -
                     _say(f"{run.name}: {_STARTING.get(states[run.name], 'started')}")
                     active.append(Work(study, run, lock, threads))
                 else:
+                    elsewhere.add(run.name)
                     _say(f"{run.name}: another process is at it")
             time.sleep(_POLL_SECONDS)
             for item in list(active):
@@ -484,8 +488,11 @@ def claim_results(study: Study, runs: Sequence[Run]) -> None:
         "data": study.data,
         "settings": study.settings,
         "records": {
-            views: plan.shown(plan.records_command(study, views))
-            for views in ("asked", "payload", plan.HALF)
+            "raw": plan.raw_records_command(study),
+            **{
+                views: plan.shown(plan.records_command(study, views))
+                for views in ("asked", "payload", plan.HALF)
+            },
         },
         "runs": [
             {

@@ -14,9 +14,10 @@ and the same results give the same bytes.
 from __future__ import annotations
 
 import base64
+import functools
 import html
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +30,7 @@ from tfjoint.points import Point, Results, by_rate
 
 EVALUATION = "python -m tfjoint.study_report"
 WARNING = (
-    "Published numbers are of ShapeNet, a hundred times as many objects and other widths: none is "
+    "Published numbers are of ShapeNet, some 35,000 training objects, and of other widths: none is "
     "comparable with a number of this study. They stand here to compare shapes of curves."
 )
 
@@ -52,16 +53,27 @@ PUBLISHED_TABLE_III = {
 }
 """Milliseconds forward and backward on a GTX 1080 Ti; 5 views, 4 iterations."""
 
-_SYSTEMS = ("implicit", "direct", "sequential", "separate", claims.ASKED, claims.PAYLOAD)
+_WHOLE = ("reconstruction", None)
+_SYSTEMS = figures.SYSTEMS
 _DECODING = ("compression, small, random T", "sequential", "direct", claims.ASKED, claims.PAYLOAD)
 _LIMITS = {
     "reconstruction, long": "three times the steps",
     "reconstruction, wide": "twice the widths",
-    "reconstruction, half the meshes": "half of the training meshes, as many steps",
+    "reconstruction, half the meshes": "half of the training meshes, each seen twice as often",
+    plan.AS_IMPLICIT: "trained as implicit is",
 }
+"""What is changed in the uncompressed network, by curve."""
 _BASELINES = (("mean_shape", "mean shape"), ("best_training_grid", "best training grid"))
-_LOW = tuple(name for name in figures.LOW if not name.startswith("compression"))
+_CHANGED = (*_LIMITS, *plan.FIRST.values(), plan.LIGHT)
 _CODECS = tuple(name for name in figures.STYLES if name.startswith("compression"))
+_CLAIM_FIGURES = {1: "figure-8.svg", 2: "figure-8.svg", 3: "figure-9.svg", 5: "figure-10.svg",
+                  6: "figure-11.svg", 7: "figure-8.svg"}  # fmt: skip
+_CLAIM_SHOWN = {
+    **{1: "Figure 8, below with its commands.", 2: "Figure 8, below with its commands."},
+    **{3: "Figure 9, below with its commands.", 4: "Table III, below with its command."},
+    **{5: "Figure 10, below with its commands.", 6: "Figure 11 and, for what is cheaper, a "
+       "benchmark; below with their commands.", 7: "Figure 8, below with its commands."},
+}  # fmt: skip
 _PICTURED_RATES = (48.0, 96.0, 192.0, 384.0)
 _RATES = {
     "nominal": "nominal",
@@ -85,6 +97,8 @@ class Section(NamedTuple):
     """Name of a file among the figures."""
     curves: Sequence[str] = ()
     """The curves whose commands stand beside it."""
+    command: str = ""
+    """What makes it, where no run of the study does."""
     pages: Mapping[str, str] = {}
     """By run a page that turns its shapes; the HTML report alone has room for them."""
 
@@ -114,7 +128,8 @@ def sections(
       bench: what bench/results.json holds, for Table III; None where it is not there.
       pages: of shapes, by run.
     """
-    every = ("reconstruction", *_LIMITS, *plan.FIRST.values(), *_SYSTEMS, *figures.LOW, *_CODECS)
+    every = ("reconstruction", *_CHANGED, *_SYSTEMS, *figures.LOW, *_CODECS)
+    systems = ("reconstruction", *_with_low(_SYSTEMS))
     return [
         Section("State", _state(results), _budget(results)),
         Section("The seven claims", claims.__doc__ or "", _claims_table(found)),
@@ -128,29 +143,40 @@ def sections(
         ),
         Section(
             "Figure 8: mIoU against rate",
-            f"Every point is the mean over test objects{_seeds_text(results)}. Left of 24:1 codes "
-            "are floats (dotted). The magenta square is the uncompressed network, whose "
-            "features of a view, as floats, are 12:1. The rates are nominal and of what is really "
-            f"sent, packed or coded with tables. {WARNING}",
-            _rates_table(results, (*_SYSTEMS, *_LOW)),
+            f"Every point is the mean over test objects{_seeds_text(results)}. Dotted, at 12:1 and "
+            "6:1, are codes of floats, and JPEG 2000 trained for these rates. The magenta square "
+            "is the uncompressed network, whose features of a view, as floats, are 12:1. The rates "
+            "are nominal and of what is really sent, packed or coded with tables: where JPEG 2000 "
+            "is asked for less than its headers, it sends more, and the same at several rates. p "
+            f"is two-sided, of the seeds that both have. {WARNING}",
+            _rates_table(results, _with_low(_SYSTEMS)),
             "figure-8.svg",
-            (*_SYSTEMS, *_LOW),
+            systems,
         ),
         Section(
             "Figure 8, by the bits really sent",
             "The same points against the rate of the payload: of JPEG 2000 what is left without "
-            "the headers that are the same for every view, of a learned code its bits where no "
-            "entropy coder is measured.",
+            "the headers that are the same for every view, of a learned code its bits, packed.",
             figure="figure-8-payload.svg",
-            curves=_SYSTEMS,
+            curves=systems,
         ),
         Section(
             "Figure 8, by whole files", "Headers included.", figure="figure-8-file.svg",
-            curves=_SYSTEMS,
+            curves=systems,
+        ),
+        Section(
+            "Figure 8, without a threshold",
+            "Average precision over voxels. mIoU is at the paper's threshold of 0.4, whatever the "
+            "probabilities of a system mean: one that is too sure of empty space loses at 0.4 what "
+            "it would have at 0.2. Where a curve falls with more bits in Figure 8 and not here, "
+            "that is the reason.",
+            figure="figure-8-precision.svg",
+            curves=systems,
         ),
         Section(
             "Figure 9: within one bin of equal difficulty", _bins_text(results),
-            figure="figure-9.svg", curves=("reconstruction", "implicit", "direct", "sequential"),
+            figure="figure-9.svg",
+            curves=("reconstruction", "implicit", "direct", "sequential", claims.ASKED),
         ),
         Section(
             "mIoU after 1 to 5 views",
@@ -164,40 +190,46 @@ def sections(
             "L_comp counts every iteration up to the one shown, as in training; of JPEG 2000 the "
             "one image there is. MS-SSIM is over as many scales as its window fits, 3 at 64 "
             "pixels, 4 at 128, and comparable at one size alone.",
-            _images_table(results, _DECODING),
+            _images_table(results, _with_low(_DECODING)),
             "figure-10.svg",
-            _DECODING,
+            _with_low(_DECODING),
         ),
         Section(
             "Figure 11: codec and number of iterations in training",
             "Random T is drawn from 1 to 8 in every minibatch, constant T is 8.",
-            _images_table(results, _CODECS),
+            _images_table(results, _with_low(_CODECS)),
             "figure-11.svg",
-            _CODECS,
+            _with_low(_CODECS),
         ),
         Section("Table II: reconstructed shapes", _pictured(results), figure="table-2.png",
-                curves=_SYSTEMS, pages=pages),
-        Section("Table III: run times", *_table_3(bench)),
+                curves=("reconstruction", *_SYSTEMS), pages=pages),
+        Section("Table III: run times", *_table_3(bench), command="make bench"),
         Section("Table IV: decoded views", figure="table-4.png", curves=_DECODING),
         Section("Table V: decoded views of the codecs", figure="table-5.png", curves=_CODECS),
         Section(
-            "What the level depends on",
+            "What the results depend on, and differences from the paper",
             f"The paper's uncompressed network: {PUBLISHED_TABLE_I}. A line changes one thing: of "
-            "the training of a network, of how its shapes are measured, or of how JPEG 2000's "
-            "bytes are counted. p is two-sided, by flipping signs over the same test objects.",
-            _limits_table(results),
-            curves=("reconstruction", *_LIMITS, *plan.FIRST, *plan.FIRST.values(), claims.ASKED,
+            "the training, of how shapes are measured, or of which bytes of JPEG 2000 have to fit "
+            "the rate. p is two-sided, by flipping signs over the same test objects, of the seeds "
+            "that both have.",
+            _changes_table(results),
+            curves=("reconstruction", "implicit", *_CHANGED, *plan.FIRST, claims.ASKED,
                     claims.PAYLOAD),
         ),
         Section("Rates, thresholds and average precision",
-                "Of every point; mIoU at other thresholds than 0.4.", _all_points(results)),
+                "Of every point; mIoU at other thresholds than 0.4, of which 0.2 is the lowest "
+                "that is tried.", _all_points(results)),
         Section("Every run", "Training and evaluation of each.", curves=every),
     ]  # fmt: skip
 
 
+def _with_low(curves: Sequence[str]) -> tuple[str, ...]:
+    """Return curves, and those at 12:1 and 6:1 that belong to them."""
+    return (*curves, *(name for name, owner in figures.LOW.items() if owner in curves))
+
+
 def _state(results: Results) -> str:
     wanted = [run["name"] for run in results.plan["runs"]]
-    missing = [name for name in wanted if name not in results.runs]
     text = (
         f"{len(results.runs)} of {len(wanted)} runs at the {results.plan['profile']} profile on "
         f"{results.plan['data']}"
@@ -211,30 +243,57 @@ def _state(results: Results) -> str:
         )
     for name, called in _BASELINES:
         if baseline := results.baseline(name):
-            text += f". {called}: mIoU {baseline['mean']:.3f} +- {baseline['std']:.3f}"
-    return f"{text}. Missing: {', '.join(missing) if missing else 'none'}."
+            at = f" at threshold {baseline['threshold']}" if "threshold" in baseline else ""
+            text += f". {called}: mIoU {baseline['mean']:.3f} +- {baseline['std']:.3f}{at}"
+    return (
+        f"{text}. The commands beside a figure train and evaluate its runs, after the records that "
+        "they need; `python -m tfjoint.study --flagfile=configs/study.cfg --only=RUN` does the "
+        "same where results are missing, and puts them where `python -m tfjoint.study_report` "
+        "reads them to write this report. Minutes are those of a training that shared the machine "
+        "with others."
+    )
 
 
 def _budget(results: Results) -> list[list[str]]:
-    rows = [["run", "parameters of the training", "steps", "objects seen", "minutes", "threads"]]
-    for name, found in results.runs.items():
-        row, study = found["rows"][0], found.get("study", {})
+    head = ["run", "of its own", "parameters of the training", "steps", "objects seen", "minutes"]
+    rows = [[*head, "threads", "trained by"]]
+    for planned in results.plan["runs"]:
+        name = planned["name"]
+        own = [f"{key} {_shown(value)}" for key, value in planned["settings"].items()]
+        own += [f"views {planned['views']}"] * (planned["views"] != "raw")
+        own += [f"{planned['budget']} times the epochs"] * (planned["budget"] > 1)
+        own += [f"codec of {planned['after']}"] * bool(planned["after"])
+        if name not in results.runs:
+            rows.append([name, ", ".join(own), "missing", *[""] * 5])
+            continue
+        row, study = results.runs[name]["rows"][0], results.runs[name].get("study", {})
         config = row["config"]
-        shown = ["learning_rate", "loss_weight", "batch_size"]
-        shown += ["original_views_steps"] * bool(config.get("original_views_steps"))
+        shown = ["learning_rate", "epochs", "loss_weight", "batch_size", "original_views_steps"]
         rows.append([
             name,
-            ", ".join(f"{key} {config[key]:g}" for key in shown),
+            ", ".join(own),
+            ", ".join(f"{key} {config[key]:g}" for key in shown if config.get(key)),
             str(row["steps"]),
             str(row["steps"] * config["batch_size"]),
             f"{study['train_seconds'] / 60:.0f}" if study else "",
             str(study.get("threads", "")),
+            _revision(row.get("trained_by") or ""),
         ])  # fmt: skip
     return rows
 
 
+def _shown(value: Any) -> str:
+    items = value if isinstance(value, list) else [value]
+    return ",".join(f"{v:g}" if isinstance(v, float) else str(v) for v in items)
+
+
+def _revision(text: str) -> str:
+    revision, plus, changes = text.partition("+")
+    return f"{revision[:10]}{plus}{changes}"
+
+
 def _claims_table(found: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    rows = [["claim", "verdict", "p"]]
+    rows = [["claim", "verdict", "p of the verdict"]]
     return rows + [[c["claim"], c["verdict"], _optional(c["p_value"], ".4f")] for c in found]
 
 
@@ -242,10 +301,11 @@ def _claim_details(found: Sequence[Mapping[str, Any]]) -> list[Section]:
     return [
         Section(
             f"Evidence of claim {claim['claim'].partition('.')[0]}: {claim['verdict']}",
-            "",
-            [["statement: mean difference, p, over"], *([line] for line in claim["evidence"])],
+            _CLAIM_SHOWN[number],
+            [["statement (means): mean difference, p, over"], *([n] for n in claim["evidence"])],
+            _CLAIM_FIGURES.get(number, ""),
         )
-        for claim in found
+        for number, claim in enumerate(found, start=1)
     ]
 
 
@@ -255,7 +315,8 @@ def _seeds_text(results: Results) -> str:
         return ", of one seed"
     several = sorted({p.curve for p in results.points if p.seed != seeds[0]})
     return (
-        f" and over the seeds; bars are the STD over seeds where several ran ({', '.join(several)})"
+        " and over the seeds; bars are from the least to the largest of several seeds "
+        f"({', '.join(several)})"
     )
 
 
@@ -276,9 +337,11 @@ def _table_1(results: Results) -> list[list[str]]:
 
 
 def _rates_table(results: Results, curves: Sequence[str]) -> list[list[str]]:
-    rows = [["system", *_RATES.values(), "mIoU", "STD over objects", "seeds", "runs"]]
+    head = ["system", *_RATES.values(), "mIoU", "STD over objects", "seeds", "against uncompressed"]
+    rows = [[*head, "p", "runs"]]
     for curve in curves:
         for rate, same in by_rate(results.on(curve)).items():
+            difference = _difference(results, (curve, rate), _WHOLE)
             rows.append([
                 curve,
                 _rate(rate),
@@ -286,6 +349,7 @@ def _rates_table(results: Results, curves: Sequence[str]) -> list[list[str]]:
                 _mean_miou(same),
                 f"{np.mean([p.row['iou']['std'] for p in same]):.3f}",
                 _by_seed(same),
+                *(difference[2:4] if difference else ("", "")),
                 ", ".join(p.run for p in same),
             ])  # fmt: skip
     return rows
@@ -345,41 +409,62 @@ def _images_table(results: Results, curves: Sequence[str]) -> list[list[str]]:
     return rows
 
 
-def _limits_table(results: Results) -> list[list[str]]:
-    rows = [["what is changed", "mIoU", "before", "difference", "p"]]
-    whole = ("reconstruction", None)
+def _changes_table(results: Results) -> list[list[str]]:
+    rows = [["what is changed", "of", "with it", "before", "difference", "p", "seeds"]]
     for curve, text in _LIMITS.items():
-        rows += _change(results, text, (curve, None), whole)
-    for point in results.on(*whole)[:1]:
+        rows.append(_change(results, f"uncompressed: {text}", (curve, None), _WHOLE))
+    for point in results.on(*_WHOLE)[:1]:
         iou = point.row["iou"]
         threshold, best = max(iou["by_threshold"].items(), key=lambda item: item[1])
         measured = {
-            f"the threshold: {threshold}, the best one of these objects": best,
-            "IoU pooled over 6 objects, as the released code prints it": iou["pooled_6"],
-        }
+            f"uncompressed: the threshold, {threshold}, the best of those tried": best,
+            "uncompressed: IoU pooled over 6 objects, as the released code prints it":
+                iou["pooled_6"],
+        }  # fmt: skip
         for text, value in measured.items():
             change = f"{value - iou['mean']:+.3f}"
-            rows.append([text, f"{value:.3f}", f"{iou['mean']:.3f}", change, ""])
+            seed = str(point.seed)
+            rows.append([text, "mIoU", f"{value:.3f}", f"{iou['mean']:.3f}", change, "", seed])
     highest = claims.RATES[0]
     for name, curve in plan.FIRST.items():
-        text = f"{name} at {highest:g}:1, trained for its first iteration alone"
-        rows += _change(results, text, (curve, highest), (name, highest))
+        text = f"{name} at {highest:g}:1: trained for its first iteration alone"
+        rows.append(_change(results, text, (curve, highest), (name, highest)))
+        text = f"{name}, so trained, at {highest:g}:1: implicit in its place"
+        rows.append(_change(results, text, ("implicit", highest), (curve, highest)))
+    for name in ("l_comp", "iou"):
+        text = f"sequential at {highest:g}:1: L_3D weighted 0.1"
+        rows.append(_change(results, text, (plan.LIGHT, highest), ("sequential", highest), name))
     for rate in claims.RATES:
-        text = f"JPEG 2000 at {rate:g}:1 without what all its headers have in common"
-        rows += _change(results, text, (claims.PAYLOAD, rate), (claims.ASKED, rate))
+        text = f"JPEG 2000 at {rate:g}:1: without what all its headers have in common"
+        rows.append(_change(results, text, (claims.PAYLOAD, rate), (claims.ASKED, rate)))
     return rows
 
 
 def _change(
-    results: Results, text: str, new: tuple[str, float | None], old: tuple[str, float | None]
-) -> list[list[str]]:
-    pair = points.paired(results, new, old)
+    results: Results,
+    text: str,
+    new: tuple[str, float | None],
+    old: tuple[str, float | None],
+    name: str = "iou",
+) -> list[str]:
+    of = {"iou": "mIoU", "l_comp": "L_comp"}[name]
+    found = _difference(results, new, old, name)
+    return [text, of, *(found or ["not measured", "", "", "", ""])]
+
+
+def _difference(
+    results: Results, new: tuple[str, float | None], old: tuple[str, float | None],
+    name: str = "iou",
+) -> list[str] | None:  # fmt: skip
+    """Return both means, their difference, its two-sided p and the seeds, as text."""
+    pair = points.paired(results, new, old, name)
     if pair is None:
-        return [[text, "not measured", "", "", ""]]
-    found = claims.sign_flip(pair[0] - pair[1])
+        return None
+    form = {"iou": ".3f", "l_comp": ".4f"}[name]
+    found = claims.sign_flip((pair.first - pair.second).mean(axis=0))
     p_value = min(1.0, 2 * min(found.p_for, found.p_against))
-    means = (f"{values.mean():.3f}" for values in pair)
-    return [[text, *means, f"{found.mean:+.3f}", f"{p_value:.4f}"]]
+    means = [f"{values.mean():{form}}" for values in (pair.first, pair.second)]
+    return [*means, f"{found.mean:+{form}}", f"{p_value:.4f}", ", ".join(map(str, pair.seeds))]
 
 
 def _mean(same: Sequence[Point], name: str) -> float | None:
@@ -394,7 +479,18 @@ def _table_3(bench: Mapping[str, Any] | None) -> tuple[str, list[list[str]]]:
         times = (_optional(t.get(name), ".4f") or "missing" for t in (forward, backward))
         rows.append([name, *times, f"{fore} / {back}"])
     text = "Of 5 views and 4 iterations; the paper's times are of a GTX 1080 Ti."
-    return (text if forward else f"{text} bench/results.json does not hold them yet."), rows
+    if not forward:
+        return f"{text} bench/results.json does not hold them yet.", rows
+    measured = bench["compression"]  # type: ignore[index]
+    if about := measured.get("provenance"):
+        revision = _revision(about["code_revision"])
+        machine = about["machine"]
+        text += (
+            f" Here {words.count(measured['table']['objects'], 'object')} at the "
+            f"{measured['table']['profile']} profile, on {machine['cores']} cores of "
+            f"{machine['processor']}, by {revision}."
+        )
+    return text, rows
 
 
 def _pictured(results: Results) -> str:
@@ -423,9 +519,10 @@ def summary(results: Results) -> str:
     for name in _SYSTEMS:
         same = [p for p in results.points if figures.LOW.get(p.curve, p.curve) == name]
         if same:
-            cells = [_mean_miou([p for p in same if points.is_rate(p.rate, r)]) for r in _SUMMED_UP]
-            seeds = len({point.seed for point in same})
-            rows.append([name, *cells, str(seeds)])
+            at = [[p for p in same if points.is_rate(p.rate, rate)] for rate in _SUMMED_UP]
+            counts = sorted({len(found) for found in at if found})
+            seeds = "-".join(map(str, sorted({counts[0], counts[-1]})))
+            rows.append([name, *map(_mean_miou, at), seeds])
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = [
         "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
@@ -434,7 +531,8 @@ def summary(results: Results) -> str:
     lines.append(f"uncompressed {whole}" if whole else "uncompressed: not there yet")
     for name, called in _BASELINES:
         if baseline := results.baseline(name):
-            lines[-1] += f"; {called} {baseline['mean']:.3f}"
+            tried = f" (at {baseline['threshold']})" if "threshold" in baseline else ""
+            lines[-1] += f"; {called} {baseline['mean']:.3f}{tried}"
     return "\n".join(lines)
 
 
@@ -455,8 +553,9 @@ def commands(results: Results, curves: Sequence[str]) -> list[str]:
     chosen = [run for run in results.plan["runs"] if run["curve"] in curves]
     needed = {run["after"] for run in chosen}
     chosen = [run for run in results.plan["runs"] if run in chosen or run["name"] in needed]
-    views = {run["views"] for run in chosen}
-    made = [made for name, made in results.plan["records"].items() if name in views]
+    records = results.plan["records"]
+    others = {run["views"] for run in chosen} - {"raw"}
+    made = [records[name] for name in ("raw", *sorted(others)) if chosen and records[name]]
     return made + [command for run in chosen for command in (run["train"], run["evaluate"])]
 
 
@@ -470,31 +569,45 @@ def draw(results: Results, directory: Path) -> dict[str, bytes]:
       results: of the study.
       directory: where the shapes and views to look at lie.
     """
+    return {name: made() for name, made in drawings(results, directory).items()}
+
+
+def drawings(results: Results, directory: Path) -> dict[str, Callable[[], bytes]]:
+    """Return what draws every figure; no bytes where nothing that it shows is there."""
+    shown = functools.partial(_galleries, results, directory)
     return {
-        "figure-8.svg": figures.miou_against_rate(results),
-        "figure-8-payload.svg": figures.miou_against_rate(results, "payload"),
-        "figure-8-file.svg": figures.miou_against_rate(results, "file"),
-        "figure-9.svg": figures.middle_bin(results),
-        "views.svg": figures.miou_by_views(results),
-        "figure-10.svg": figures.l_comp_against_rate(results, _DECODING),
-        "figure-11.svg": figures.l_comp_against_rate(results, _CODECS),
-        **_pictures(results, directory),
+        "figure-8.svg": lambda: figures.miou_against_rate(results),
+        "figure-8-payload.svg": lambda: figures.miou_against_rate(results, "payload"),
+        "figure-8-file.svg": lambda: figures.miou_against_rate(results, "file"),
+        "figure-8-precision.svg": lambda: figures.precision_against_rate(results),
+        "figure-9.svg": lambda: figures.middle_bin(results),
+        "views.svg": lambda: figures.miou_by_views(results),
+        "figure-10.svg": lambda: figures.l_comp_against_rate(results, _DECODING),
+        "figure-11.svg": lambda: figures.l_comp_against_rate(results, _CODECS),
+        "table-2.png": lambda: _shapes(shown()),
+        "table-4.png": lambda: _views(shown(), _DECODING),
+        "table-5.png": lambda: _views(shown(), _CODECS),
     }
 
 
-def _pictures(results: Results, directory: Path) -> dict[str, bytes]:
-    shown = _galleries(results, directory)
-    rates = {name: [p.rate for p in results.points if p.run == run] for name, run in shown.items()}
-    kept = {name: gallery.read_gallery(directory / f"{run}-examples.npz")
-            for name, run in shown.items()}  # fmt: skip
-    return {
-        "table-2.png": _shapes(results, directory),
-        "table-4.png": _views(kept, rates, _DECODING),
-        "table-5.png": _views(kept, rates, _CODECS),
+_Shown = Mapping[str, Sequence[tuple[float | None, gallery.Gallery, int]]]
+"""By curve: rates, where their shapes and views are, and at which position."""
+
+
+def _galleries(results: Results, directory: Path) -> _Shown:
+    kept = {
+        run: gallery.read_gallery(path)
+        for run in results.runs
+        if (path := directory / f"{run}-examples.npz").exists()
     }
+    shown: dict[str, list[tuple[float | None, gallery.Gallery, int]]] = {}
+    for run, shapes in kept.items():
+        for index, point in enumerate(p for p in results.points if p.run == run):
+            shown.setdefault(point.curve, []).append((point.rate, shapes, index))
+    return shown
 
 
-def _galleries(results: Results, directory: Path) -> dict[str, str]:
+def _first_runs(results: Results, directory: Path) -> dict[str, str]:
     """Return by curve the first run that has something to look at."""
     found: dict[str, str] = {}
     for point in results.points:
@@ -510,58 +623,71 @@ def pages(results: Results, directory: Path) -> dict[str, str]:
       results: of the study.
       directory: where the shapes lie.
     """
-    shown = sorted(_galleries(results, directory).values(), key=list(results.runs).index)
+    shown = sorted(_first_runs(results, directory).values(), key=list(results.runs).index)
     shaped = {point.run for point in results.points if point.row["iou"]}
     return {run: view.page_of(directory / f"{run}.json") for run in shown if run in shaped}
 
 
-def _shapes(results: Results, directory: Path) -> bytes:
-    """Return Table II: the truth and the uncompressed network, then systems by rate."""
+def _shapes(shown: _Shown) -> bytes:
+    """Return Table II: of each object the truth, the uncompressed network, and systems by rate."""
     rates = [*_PICTURED_RATES, 480.0]
     rows: list[tuple[str, list[np.ndarray | None]]] = []
-    cells: dict[tuple[str, float | None], tuple[gallery.Gallery, int]] = {}
-    for run in results.runs:
-        path = directory / f"{run}-examples.npz"
-        if path.exists():
-            shapes = gallery.read_gallery(path)
-            for index, point in enumerate(p for p in results.points if p.run == run):
-                cells.setdefault((point.curve, point.rate), (shapes, index))
-    whole = next((v for (curve, _), v in cells.items() if curve == "reconstruction"), None)
-    if whole is not None and whole[0].truth is not None:
-        truth = figures.shape_picture(whole[0].truth[0])
-        found = figures.shape_picture(whole[0].shapes()[0, 0, 0] > 0)
-        rows.append(("truth, then\nuncompressed", [truth, found, None, None, None]))
-    for name in _SYSTEMS:
-        pictures = [_shape(cells, name, rate) for rate in rates]
-        if any(picture is not None for picture in pictures):
-            rows.append((name, pictures))
-    return figures.mosaic(rows, [f"{rate:g}:1" for rate in rates]) if rows else b""
+    for number in range(_objects(shown, "occupancy")):
+        before: list[np.ndarray | None] = [None, None]
+        for _, shapes, index in shown.get("reconstruction", [])[:1]:
+            if shapes.truth is not None:
+                before[0] = figures.shape_picture(shapes.truth[number])
+            before[1] = _shape(number, shapes, index)
+        rows += _rows(shown, _SYSTEMS, rates, functools.partial(_shape, number), before)
+    columns = ["truth", "uncompressed", *(f"{rate:g}:1" for rate in rates)]
+    return figures.mosaic(rows, columns) if rows else b""
 
 
-def _shape(cells: Mapping, name: str, rate: float) -> np.ndarray | None:
-    for (curve, found), (shapes, index) in cells.items():
-        if curve == name and points.is_rate(found, rate):
-            return figures.shape_picture(shapes.shapes()[0, index, 0] > 0)
-    return None
+def _shape(number: int, shapes: gallery.Gallery, index: int) -> np.ndarray:
+    return figures.shape_picture(shapes.shapes()[number, index, 0] > 0)
 
 
-def _views(
-    kept: Mapping[str, gallery.Gallery], rates: Mapping[str, Sequence[float | None]],
-    curves: Sequence[str],
-) -> bytes:  # fmt: skip
-    """Return Table IV or V: the original, then systems by rate."""
+def _views(shown: _Shown, curves: Sequence[str]) -> bytes:
+    """Return Table IV or V: of each object a view, and what systems decode of it by rate."""
+    shown = {name: same for name, same in shown.items() if name in curves}
+    originals = [s.images for same in shown.values() for _, s, _ in same if s.images is not None]
     rows: list[tuple[str, list[np.ndarray | None]]] = []
-    wanted = [*_PICTURED_RATES]
-    shown = {name: kept[name] for name in curves if name in kept and kept[name].decoded is not None}
-    originals = [shapes.images[0, 0] for shapes in kept.values() if shapes.images is not None]
-    if shown and originals:
-        rows.append(("original", [originals[0], None, None, None]))
+    for number in range(_objects(shown, "decoded")):
+        before: list[np.ndarray | None] = [originals[0][number, 0] if originals else None]
+        view_of = functools.partial(_decoded, number)
+        rows += _rows(shown, curves, _PICTURED_RATES, view_of, before)
+    columns = ["original", *(f"{rate:g}:1" for rate in _PICTURED_RATES)]
+    return figures.mosaic(rows, columns) if rows else b""
 
-    def pick(shapes: gallery.Gallery, index: int) -> np.ndarray | None:
-        return None if shapes.decoded is None else shapes.decoded[0, index, 0]
 
-    rows += figures.gallery_rows(shown, wanted, rates, pick)
-    return figures.mosaic(rows, [f"{rate:g}:1" for rate in wanted]) if shown else b""
+def _decoded(number: int, shapes: gallery.Gallery, index: int) -> np.ndarray | None:
+    return None if shapes.decoded is None else shapes.decoded[number, index, 0]
+
+
+def _objects(shown: _Shown, what: str) -> int:
+    """Return how many objects all that is there to look at has."""
+    arrays = [getattr(shapes, what) for same in shown.values() for _, shapes, _ in same]
+    return min((len(array) for array in arrays if array is not None), default=0)
+
+
+def _rows(
+    shown: _Shown,
+    curves: Sequence[str],
+    rates: Sequence[float],
+    pick: Callable[[gallery.Gallery, int], np.ndarray | None],
+    before: Sequence[np.ndarray | None],
+) -> list[tuple[str, list[np.ndarray | None]]]:
+    """Return the rows of an object: of systems, by rate; before the first one, what is given."""
+    rows: list[tuple[str, list[np.ndarray | None]]] = []
+    for name in curves:
+        pictures = [
+            next((pick(shapes, index) for found, shapes, index in shown.get(name, ())
+                  if points.is_rate(found, rate)), None)
+            for rate in rates
+        ]  # fmt: skip
+        if any(picture is not None for picture in pictures):
+            rows.append((name, [*([None] * len(before) if rows else before), *pictures]))
+    return rows
 
 
 # --- Documents ------------------------------------------------------------------------------------
@@ -583,11 +709,14 @@ def as_markdown(
         if part.table:
             head, *rows = part.table
             lines += [_row(head), _row(["---"] * len(head)), *map(_row, rows), ""]
-        if part.curves:
-            made = "\n".join(commands(results, part.curves))
+        if made := _commands(results, part):
             lines += ["<details><summary>Commands</summary>", "", "```bash", made, "```", "",
                       "</details>", ""]  # fmt: skip
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _commands(results: Results, part: Section) -> str:
+    return part.command or "\n".join(commands(results, part.curves))
 
 
 def _row(cells: Sequence[str]) -> str:
@@ -616,8 +745,7 @@ def as_html(results: Results, parts: Sequence[Section], drawn: Mapping[str, byte
             body.append("<table><thead>" + _html_row(head, "th") + "</thead><tbody>")
             body += [_html_row(row, "td") for row in rows]
             body.append("</tbody></table>")
-        if part.curves:
-            made = html.escape("\n".join(commands(results, part.curves)))
+        if made := html.escape(_commands(results, part)):
             body.append(f"<details><summary>Commands</summary><pre>{made}</pre></details>")
     return _PAGE.replace("{body}", "\n".join(body))
 

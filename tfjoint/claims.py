@@ -114,11 +114,11 @@ class Part(NamedTuple):
 
 def verdict(parts: Sequence[Part]) -> tuple[str, float | None, list[str]]:
     """Return the verdict of a claim, its p-value and its evidence, a line per statement."""
-    statements = [statement for part in parts for statement in part.statements]
-    lines = [_line(statement) for statement in statements]
+    lines: list[str] = []
     p_for, p_against = [], []
     for part in parts:
         tested = [_test(statement) for statement in part.statements]
+        lines += map(_line, part.statements, tested)
         count, needed = len(tested), math.ceil(part.fraction * len(tested))
         p_for.append(partial_conjunction([t.p_for for t in tested], needed))
         p_against.append(partial_conjunction([t.p_against for t in tested], count - needed + 1))
@@ -126,7 +126,7 @@ def verdict(parts: Sequence[Part]) -> tuple[str, float | None, list[str]]:
     against = min(1.0, min(p_against) * len(parts))
     if against < SIGNIFICANT:
         return DOES_NOT_HOLD, round(against, 5), lines
-    if any(statement.values is None for statement in statements):
+    if any(statement.values is None for part in parts for statement in part.statements):
         return UNDECIDED, None, lines
     return (HOLDS if max(p_for) < SIGNIFICANT else UNDECIDED), round(max(p_for), 5), lines
 
@@ -139,10 +139,10 @@ def _test(statement: Statement) -> Tested:
     return found._replace(p_against=min(1.0, statement.rivals * found.p_against))
 
 
-def _line(statement: Statement) -> str:
+def _line(statement: Statement, found: Tested) -> str:
     if statement.values is None:
         return f"{statement.text}: not measured"
-    found, values = _test(statement), np.atleast_2d(statement.values)
+    values = np.atleast_2d(statement.values)
     of_seeds = f"seed {statement.seeds[0]}"
     if len(values) > 1:
         means = (f"{n}: {each.mean():+.4f}" for n, each in zip(statement.seeds, values))

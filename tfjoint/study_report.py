@@ -53,7 +53,6 @@ PUBLISHED_TABLE_III = {
 }
 """Milliseconds forward and backward on a GTX 1080 Ti; 5 views, 4 iterations."""
 
-_WHOLE = ("reconstruction", None)
 _SYSTEMS = figures.SYSTEMS
 _DECODING = ("compression, small, random T", "sequential", "direct", claims.ASKED, claims.PAYLOAD)
 _LIMITS = {
@@ -341,7 +340,7 @@ def _rates_table(results: Results, curves: Sequence[str]) -> list[list[str]]:
     rows = [[*head, "p", "runs"]]
     for curve in curves:
         for rate, same in by_rate(results.on(curve)).items():
-            difference = _difference(results, (curve, rate), _WHOLE)
+            difference = _difference(results, (curve, rate), claims.UNCOMPRESSED)
             rows.append([
                 curve,
                 _rate(rate),
@@ -412,8 +411,8 @@ def _images_table(results: Results, curves: Sequence[str]) -> list[list[str]]:
 def _changes_table(results: Results) -> list[list[str]]:
     rows = [["what is changed", "of", "with it", "before", "difference", "p", "seeds"]]
     for curve, text in _LIMITS.items():
-        rows.append(_change(results, f"uncompressed: {text}", (curve, None), _WHOLE))
-    for point in results.on(*_WHOLE)[:1]:
+        rows.append(_change(results, f"uncompressed: {text}", (curve, None), claims.UNCOMPRESSED))
+    for point in results.on(*claims.UNCOMPRESSED)[:1]:
         iou = point.row["iou"]
         threshold, best = max(iou["by_threshold"].items(), key=lambda item: item[1])
         measured = {
@@ -574,7 +573,7 @@ def draw(results: Results, directory: Path) -> dict[str, bytes]:
 
 def drawings(results: Results, directory: Path) -> dict[str, Callable[[], bytes]]:
     """Return what draws every figure; no bytes where nothing that it shows is there."""
-    shown = functools.partial(_galleries, results, directory)
+    shown = functools.cache(functools.partial(_galleries, results, directory))
     return {
         "figure-8.svg": lambda: figures.miou_against_rate(results),
         "figure-8-payload.svg": lambda: figures.miou_against_rate(results, "payload"),

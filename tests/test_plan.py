@@ -178,10 +178,15 @@ def test_half_of_the_meshes_is_trained_on_and_the_same_objects_are_tested():
     ]
 
 
-def test_the_wide_network_has_every_width_of_the_uncompressed_one_twice():
-    asked = study()
+@pytest.mark.parametrize(
+    "settings, before",
+    [([], "reconstruction.seed0"),
+     (["mini implicit: learning_rate=3e-4"], "reconstruction-as-implicit.seed0")],
+)  # fmt: skip
+def test_the_wide_network_has_every_width_of_what_it_is_compared_with_twice(settings, before):
+    asked = study("mini", *settings)
     runs = {run.name: plan.run_config(asked, run) for run in plan.planned(asked)}
-    plain, wide = (runs[f"reconstruction{suffix}.seed0"] for suffix in ("", "-wide"))
+    plain, wide = (runs[name] for name in (before, "reconstruction-wide.seed0"))
     changed = {name for name, value in plain.to_json().items() if wide.to_json()[name] != value}
     widths = {"feature_channels", "features", "grid_channels", "voxel_channels"}
     assert changed == {*widths, "run_dir"}

@@ -31,6 +31,7 @@ HALF = "half"
 FIRST = {name: f"{name}, first iteration alone" for name in ("direct", "sequential")}
 """Curves of systems that are trained for their first iteration alone, the highest rate."""
 AS_IMPLICIT = "reconstruction, trained as implicit"
+WIDE = "reconstruction, wide"
 LIGHT = "sequential, L_3D weighted 0.1"
 
 _FLOAT_BITS = 32
@@ -135,9 +136,10 @@ def _low(size: int) -> list[Run]:
 def _limits(study: Study) -> list[Run]:
     """Return runs that tell what the results depend on, each different from another in one thing.
 
-    The uncompressed network, which every other system contains, with more steps, more weights,
-    fewer meshes, and as implicit is trained; iterative systems with one iteration, for what serving
-    eight rates costs at the highest; sequential with its eye on the images.
+    The uncompressed network, which every other system contains, with more steps, fewer meshes, and
+    as implicit is trained; that with more weights, since a wide code needs smaller steps;
+    iterative systems with one iteration, for what serving eight rates costs at the highest;
+    sequential with its eye on the images.
     """
     widths = PROFILES[study.profile]
     doubled = {
@@ -149,7 +151,8 @@ def _limits(study: Study) -> list[Run]:
     of_implicit = study.settings.get("implicit", {})
     return [
         Run("reconstruction-long", "reconstruction, long", "reconstruction", budget=LONG),
-        Run("reconstruction-wide", "reconstruction, wide", "reconstruction", settings=doubled),
+        Run("reconstruction-wide", WIDE, "reconstruction",
+            settings={**of_implicit, **doubled}),
         Run("reconstruction-half", "reconstruction, half the meshes", "reconstruction",
             views=HALF, budget=2),
         *([Run("reconstruction-as-implicit", AS_IMPLICIT, "reconstruction", settings=of_implicit)]

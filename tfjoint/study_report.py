@@ -57,7 +57,7 @@ _SYSTEMS = figures.SYSTEMS
 _DECODING = ("compression, small, random T", "sequential", "direct", claims.ASKED, claims.PAYLOAD)
 _LIMITS = {
     "reconstruction, long": "three times the steps",
-    "reconstruction, wide": "twice the widths",
+    plan.WIDE: "twice the widths",
     "reconstruction, half the meshes": "half of the training meshes, each seen twice as often",
     plan.AS_IMPLICIT: "trained as implicit is",
 }
@@ -410,8 +410,12 @@ def _images_table(results: Results, curves: Sequence[str]) -> list[list[str]]:
 
 def _changes_table(results: Results) -> list[list[str]]:
     rows = [["what is changed", "of", "with it", "before", "difference", "p", "seeds"]]
+    planned = {run["curve"] for run in results.plan["runs"]}
     for curve, text in _LIMITS.items():
-        rows.append(_change(results, f"uncompressed: {text}", (curve, None), claims.UNCOMPRESSED))
+        name, before = "uncompressed", claims.UNCOMPRESSED
+        if curve == plan.WIDE and plan.AS_IMPLICIT in planned:  # it has implicit's settings, too
+            name, before = plan.AS_IMPLICIT, (plan.AS_IMPLICIT, None)
+        rows.append(_change(results, f"{name}: {text}", (curve, None), before))
     for point in results.on(*claims.UNCOMPRESSED)[:1]:
         iou = point.row["iou"]
         threshold, best = max(iou["by_threshold"].items(), key=lambda item: item[1])

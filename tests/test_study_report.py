@@ -233,6 +233,16 @@ def test_commands_are_those_of_the_plan_after_what_they_need(written, results):
     assert "```bash\nmake bench\n```" in parts["Table III: run times"]
 
 
+def test_commands_of_a_run_have_its_number_of_threads_once_it_is_done(results):
+    read = points.read_results(results)
+    missing = "separate.seed0"
+    read = read._replace(runs={name: row for name, row in read.runs.items() if name != missing})
+    for run in read.plan["runs"]:
+        prefix = "" if run["name"] == missing else "TF_NUM_INTRAOP_THREADS=1 "
+        found = study_report.commands(read, [run["curve"]])
+        assert {prefix + run["train"], prefix + run["evaluate"]} <= {*found}
+
+
 def section_texts(written: Path) -> list[str]:
     return (written / "report.md").read_text().split("\n## ")
 

@@ -248,8 +248,9 @@ def _state(results: Results) -> str:
         f"{text}. The commands beside a figure train and evaluate its runs, after the records that "
         "they need; `python -m tfjoint.study --flagfile=configs/study.cfg --only=RUN` does the "
         "same where results are missing, and puts them where `python -m tfjoint.study_report` "
-        "reads them to write this report. Minutes are those of a training that shared the machine "
-        "with others."
+        "reads them to write this report. With the same number of threads a training repeats bit "
+        "for bit on a processor of the same kind; with another number, sums are rounded "
+        "otherwise. Minutes are those of a training that shared the machine with others."
     )
 
 
@@ -552,14 +553,21 @@ def _optional(value: float | None, form: str) -> str:
 
 
 def commands(results: Results, curves: Sequence[str]) -> list[str]:
-    """Return the commands that make the points of curves again, in the order of the plan."""
+    """Return the commands that make the points of curves again, in the order of the plan.
+
+    Those of a run that is done have its number of threads, on which the rounding of sums depends.
+    """
     chosen = [run for run in results.plan["runs"] if run["curve"] in curves]
     needed = {run["after"] for run in chosen}
     chosen = [run for run in results.plan["runs"] if run in chosen or run["name"] in needed]
     records = results.plan["records"]
     others = {run["views"] for run in chosen} - {"raw"}
     made = [records[name] for name in ("raw", *sorted(others)) if chosen and records[name]]
-    return made + [command for run in chosen for command in (run["train"], run["evaluate"])]
+    for run in chosen:
+        threads = results.runs.get(run["name"], {}).get("study", {}).get("threads")
+        prefix = f"TF_NUM_INTRAOP_THREADS={threads} " if threads else ""
+        made += [f"{prefix}{run[name]}" for name in ("train", "evaluate")]
+    return made
 
 
 # --- Figures --------------------------------------------------------------------------------------

@@ -33,6 +33,8 @@ FIRST = {name: f"{name}, first iteration alone" for name in ("direct", "sequenti
 AS_IMPLICIT = "reconstruction, trained as implicit"
 WIDE = "reconstruction, wide"
 LIGHT = "sequential, L_3D weighted 0.1"
+ORIGINAL = {"codec": "original", "gamma": 1.0}
+"""Additive: predicting each image anew, it decodes black after 150 minibatches, and stays there."""
 
 _FLOAT_BITS = 32
 _DRAWN, _FIXED = "random T", "constant T"
@@ -106,9 +108,9 @@ def _codecs() -> list[Run]:
     """Return the codec alone (Fig. 11), and what is reconstructed from its frozen images."""
     codecs = [
         Run(f"compression-{codec}-{kind.split()[0]}", f"compression, {codec}, {kind}",
-            "compression", settings={"codec": variant, **iterations})
+            "compression", settings={**variant, **iterations})
         for kind, iterations in ((_DRAWN, {}), (_FIXED, {"iterations_min": 8}))
-        for codec, variant in (("small", "small_a"), ("original", "original"))
+        for codec, variant in (("small", {"codec": "small_a"}), ("original", ORIGINAL))
     ]  # fmt: skip
     separate = Run("separate", "separate", "separate", after="compression-small-random")
     return [codecs[0], separate, *codecs[1:]]

@@ -195,7 +195,9 @@ def sections(
         ),
         Section(
             "Figure 11: codec and number of iterations in training",
-            "Random T is drawn from 1 to 8 in every minibatch, constant T is 8.",
+            "Random T is drawn from 1 to 8 in every minibatch, constant T is 8. The original codec "
+            "adds each iteration's image to the one before, as it does not learn otherwise; the "
+            "small one predicts it anew.",
             _images_table(results, _with_low(_CODECS)),
             "figure-11.svg",
             _with_low(_CODECS),

@@ -38,9 +38,10 @@ def test_every_system_and_rate_of_the_paper_is_in_it():
         *("separate", "separate-floats", "direct-floats", "sequential-floats", "jpeg2000-low"),
         *("implicit-floats-12", "implicit-floats-6", "compression-floats"),
         *("reconstruction-long", "reconstruction-wide", "reconstruction-half"),
-        *("direct-first", "sequential-first", "sequential-light"),
+        *("direct-first", "sequential-first", "sequential-light", "implicit-long-384"),
         *("compression-small-random", "compression-small-constant"),
         *("compression-original-random", "compression-original-constant"),
+        "compression-small-additive",
     }
     assert {run.model for run in runs.values()} == set(config.USES)
 
@@ -93,6 +94,15 @@ def test_what_is_trained_as_implicit_is_so_where_implicit_is_trained_otherwise()
     assert len(changed) == 1 and changed[0].startswith("learning_rate: ")
 
 
+def test_the_small_codec_is_also_trained_as_the_original_is():
+    asked = study("mini", *committed())
+    runs = {run.name: plan.run_config(asked, run).to_json() for run in plan.planned(asked)}
+    changed = config.changes(
+        runs["compression-small-random.seed0"], runs["compression-small-additive.seed0"]
+    )
+    assert len(changed) == 1 and changed[0].startswith("gamma: ")
+
+
 def test_a_study_that_stops_early_has_the_main_points_first():
     names = [run.name for run in plan.planned(study())]
     assert names[0] == "reconstruction.seed0"
@@ -106,7 +116,7 @@ def test_a_study_that_stops_early_has_the_main_points_first():
 
 
 @pytest.mark.parametrize("profile", list(config.PROFILES))
-def test_all_runs_but_the_long_one_have_the_same_budget(profile):
+def test_all_runs_but_the_long_ones_have_the_same_budget(profile):
     asked = study(profile, *committed())
     budgets = {
         run.name: plan.total_steps(plan.run_config(asked, run), 3030)
@@ -114,16 +124,17 @@ def test_all_runs_but_the_long_one_have_the_same_budget(profile):
         / (2 if run.views == plan.HALF else 1)  # of the objects
         for run in plan.planned(asked)
     }
-    long = budgets.pop("reconstruction-long.seed0")
+    for name in ("reconstruction-long.seed0", "implicit-long-384.seed0"):
+        long = budgets.pop(name)
+        assert long == pytest.approx(plan.LONG * budgets["direct.seed0"], rel=0.001)
     assert len(set(budgets.values())) == 1
-    assert long == pytest.approx(plan.LONG * budgets["direct.seed0"], rel=0.001)
 
 
 def test_the_papers_study_has_the_papers_settings():
     asked = study("paper", *committed(), data="data/shapenet")
     for run in plan.planned(asked):
         resolved = plan.run_config(asked, run)
-        times = {"reconstruction-long": 3, "reconstruction-half": 2}
+        times = {"reconstruction-long": 3, "implicit-long-384": 3, "reconstruction-half": 2}
         budget = times.get(run.name.partition(".")[0], 1)
         assert resolved.epochs == 20 * budget
         assert resolved.batch_size == 6 and (resolved.views_min, resolved.views_max) == (1, 5)

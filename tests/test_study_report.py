@@ -291,7 +291,7 @@ def test_a_study_that_has_only_begun_has_a_report(tmp_path):
     )
     report(directory, tmp_path / "report")
     text = (tmp_path / "report" / "report.md").read_text()
-    assert "2 of 36 runs" in text and re.search(r"\| implicit-384.seed0 .* \| missing \|", text)
+    assert "2 of 38 runs" in text and re.search(r"\| implicit-384.seed0 .* \| missing \|", text)
     assert "bench/results.json does not hold them yet" in text
     assert "Not there yet: no run that it shows is done." in text
 
@@ -299,7 +299,7 @@ def test_a_study_that_has_only_begun_has_a_report(tmp_path):
 def test_a_study_without_any_run_has_a_report(tmp_path):
     directory = made_up.make(tmp_path / "study", test_claims.as_the_paper, only=lambda run: False)
     report(directory, tmp_path / "report")
-    assert "0 of 36 runs" in (tmp_path / "report" / "report.md").read_text()
+    assert "0 of 38 runs" in (tmp_path / "report" / "report.md").read_text()
 
 
 # --- The command ----------------------------------------------------------------------------------

@@ -30,9 +30,13 @@ HALF = "half"
 """Records of half of the training meshes."""
 FIRST = {name: f"{name}, first iteration alone" for name in ("direct", "sequential")}
 """Curves of systems that are trained for their first iteration alone, the highest rate."""
+LONG_CURVES = {name: f"{name}, long" for name in ("reconstruction", "implicit")}
+"""Curves of systems that are trained `LONG` times as long."""
+HALVED = "reconstruction, half the meshes"
 AS_IMPLICIT = "reconstruction, trained as implicit"
 WIDE = "reconstruction, wide"
 LIGHT = "sequential, L_3D weighted 0.1"
+ADDITIVE = "compression, small, additive"
 ORIGINAL = {"codec": "original", "gamma": 1.0}
 """Additive: predicting each image anew, it decodes black after 150 minibatches, and stays there."""
 
@@ -85,7 +89,7 @@ def planned(study: Study) -> list[Run]:
     size = resolve({"model": "reconstruction", "profile": study.profile})[0].image_size
     main = [_with_seed(run, 0) for run in (*_core(size), *_codecs(), *_implicit(size), *_low(size))]
     repeated = [_with_seed(run, seed) for seed in SEEDS[1:] for run in _core(size)]
-    limits = [_with_seed(run, 0) for run in _limits(study)]
+    limits = [_with_seed(run, 0) for run in _limits(study, size)]
     return [*main, *limits, *repeated]
 
 
@@ -135,13 +139,13 @@ def _low(size: int) -> list[Run]:
     ]  # fmt: skip
 
 
-def _limits(study: Study) -> list[Run]:
+def _limits(study: Study, size: int) -> list[Run]:
     """Return runs that tell what the results depend on, each different from another in one thing.
 
     The uncompressed network, which every other system contains, with more steps, fewer meshes, and
-    as implicit is trained; that with more weights, since a wide code needs smaller steps;
-    iterative systems with one iteration, for what serving eight rates costs at the highest;
-    sequential with its eye on the images.
+    as implicit is trained; that with more weights, since a wide code needs smaller steps; implicit
+    with more steps; iterative systems with one iteration, for what serving eight rates costs at
+    the highest; sequential with its eye on the images; the small codec as the original is trained.
     """
     widths = PROFILES[study.profile]
     doubled = {
@@ -152,16 +156,21 @@ def _limits(study: Study) -> list[Run]:
     }
     of_implicit = study.settings.get("implicit", {})
     return [
-        Run("reconstruction-long", "reconstruction, long", "reconstruction", budget=LONG),
+        Run("reconstruction-long", LONG_CURVES["reconstruction"], "reconstruction", budget=LONG),
         Run("reconstruction-wide", WIDE, "reconstruction",
             settings={**of_implicit, **doubled}),
-        Run("reconstruction-half", "reconstruction, half the meshes", "reconstruction",
-            views=HALF, budget=2),
+        Run("reconstruction-half", HALVED, "reconstruction", views=HALF, budget=2),
         *([Run("reconstruction-as-implicit", AS_IMPLICIT, "reconstruction", settings=of_implicit)]
           if of_implicit else []),
+        dataclasses.replace(
+            _implicit_run(size, IMPLICIT_RATES[0]),
+            name="implicit-long-384", curve=LONG_CURVES["implicit"], budget=LONG,
+        ),
         *(Run(f"{name}-first", curve, name, settings={"iterations_max": 1})
           for name, curve in FIRST.items()),
         Run("sequential-light", LIGHT, "sequential", settings={"loss_weight": 0.1}),
+        Run("compression-small-additive", ADDITIVE, "compression",
+            settings={**ORIGINAL, "codec": "small_a"}),
     ]  # fmt: skip
 
 

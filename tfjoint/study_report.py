@@ -55,15 +55,11 @@ PUBLISHED_TABLE_III = {
 
 _SYSTEMS = figures.SYSTEMS
 _DECODING = ("compression, small, random T", "sequential", "direct", claims.ASKED, claims.PAYLOAD)
-_LIMITS = {
-    "reconstruction, long": "three times the steps",
-    plan.WIDE: "twice the widths",
-    "reconstruction, half the meshes": "half of the training meshes, each seen twice as often",
-    plan.AS_IMPLICIT: "trained as implicit is",
-}
-"""What is changed in the uncompressed network, by curve."""
 _BASELINES = (("mean_shape", "mean shape"), ("best_training_grid", "best training grid"))
-_CHANGED = (*_LIMITS, *plan.FIRST.values(), plan.LIGHT)
+_CHANGED = (
+    *plan.LONG_CURVES.values(), plan.WIDE, plan.HALVED, plan.AS_IMPLICIT,
+    *plan.FIRST.values(), plan.LIGHT, plan.ADDITIVE,
+)  # fmt: skip
 _CODECS = tuple(name for name in figures.STYLES if name.startswith("compression"))
 _CLAIM_FIGURES = {1: "figure-8.svg", 2: "figure-8.svg", 3: "figure-9.svg", 5: "figure-10.svg",
                   6: "figure-11.svg", 7: "figure-8.svg"}  # fmt: skip
@@ -214,8 +210,9 @@ def sections(
             "the rate. p is two-sided, by flipping signs over the same test objects, of the seeds "
             "that both have.",
             _changes_table(results),
-            curves=("reconstruction", "implicit", *_CHANGED, *plan.FIRST, claims.ASKED,
-                    claims.PAYLOAD),
+            curves=("reconstruction", "implicit", *_CHANGED, *plan.FIRST,
+                    "compression, small, random T", "compression, original, random T",
+                    claims.ASKED, claims.PAYLOAD),
         ),
         Section("Rates, thresholds and average precision",
                 "Of every point; mIoU at other thresholds than 0.4, of which 0.2 is the lowest "
@@ -413,12 +410,10 @@ def _images_table(results: Results, curves: Sequence[str]) -> list[list[str]]:
 
 def _changes_table(results: Results) -> list[list[str]]:
     rows = [["what is changed", "of", "with it", "before", "difference", "p", "seeds"]]
-    planned = {run["curve"] for run in results.plan["runs"]}
-    for curve, text in _LIMITS.items():
-        name, before = "uncompressed", claims.UNCOMPRESSED
-        if curve == plan.WIDE and plan.AS_IMPLICIT in planned:  # it has implicit's settings, too
-            name, before = plan.AS_IMPLICIT, (plan.AS_IMPLICIT, None)
-        rows.append(_change(results, f"{name}: {text}", (curve, None), before))
+    for text, new, old, *of in _changes(results):
+        name = of[0] if of else "iou"
+        found = _difference(results, new, old, name) or ["not measured", "", "", "", ""]
+        rows.append([text, {"iou": "mIoU", "l_comp": "L_comp"}[name], *found])
     for point in results.on(*claims.UNCOMPRESSED)[:1]:
         iou = point.row["iou"]
         threshold, best = max(iou["by_threshold"].items(), key=lambda item: item[1])
@@ -431,31 +426,51 @@ def _changes_table(results: Results) -> list[list[str]]:
             change = f"{value - iou['mean']:+.3f}"
             seed = str(point.seed)
             rows.append([text, "mIoU", f"{value:.3f}", f"{iou['mean']:.3f}", change, "", seed])
-    highest = claims.RATES[0]
-    for name, curve in plan.FIRST.items():
-        text = f"{name} at {highest:g}:1: trained for its first iteration alone"
-        rows.append(_change(results, text, (curve, highest), (name, highest)))
-        text = f"{name}, so trained, at {highest:g}:1: implicit in its place"
-        rows.append(_change(results, text, ("implicit", highest), (curve, highest)))
-    for name in ("l_comp", "iou"):
-        text = f"sequential at {highest:g}:1: L_3D weighted 0.1"
-        rows.append(_change(results, text, (plan.LIGHT, highest), ("sequential", highest), name))
-    for rate in claims.RATES:
-        text = f"JPEG 2000 at {rate:g}:1: without what all its headers have in common"
-        rows.append(_change(results, text, (claims.PAYLOAD, rate), (claims.ASKED, rate)))
     return rows
 
 
-def _change(
-    results: Results,
-    text: str,
-    new: tuple[str, float | None],
-    old: tuple[str, float | None],
-    name: str = "iou",
-) -> list[str]:
-    of = {"iou": "mIoU", "l_comp": "L_comp"}[name]
-    found = _difference(results, new, old, name)
-    return [text, of, *(found or ["not measured", "", "", "", ""])]
+def _changes(results: Results) -> list[tuple]:
+    """Return each change as a text, what it leads to, what it starts from, and the measure."""
+    planned = {run["curve"] for run in results.plan["runs"]}
+    # The wide network has implicit's settings, too, where implicit has some of its own.
+    narrow = plan.AS_IMPLICIT if plan.AS_IMPLICIT in planned else "reconstruction"
+    highest = claims.RATES[0]
+    at = f"at {highest:g}:1"
+    plain, implicit = claims.UNCOMPRESSED, ("implicit", highest)
+    long, implicit_long = (plan.LONG_CURVES[name] for name in ("reconstruction", "implicit"))
+    changes: list[tuple] = [
+        ("uncompressed: three times the steps", (long, None), plain),
+        (f"implicit {at}: three times the steps", (implicit_long, highest), implicit),
+        (f"uncompressed, three times the steps: implicit {at}, so trained, in its place",
+         (implicit_long, highest), (long, None)),
+        ("uncompressed: trained as implicit is", (plan.AS_IMPLICIT, None), plain),
+        (f"{narrow}: twice the widths", (plan.WIDE, None), (narrow, None)),
+        ("uncompressed: half of the training meshes, each seen twice as often",
+         (plan.HALVED, None), plain),
+    ]  # fmt: skip
+    for name, curve in plan.FIRST.items():
+        first = (curve, highest)
+        changes += [
+            (f"{name} {at}: trained for its first iteration alone", first, (name, highest)),
+            (f"{name}, so trained, {at}: implicit in its place", implicit, first),
+        ]
+    light, sequential = (plan.LIGHT, highest), ("sequential", highest)
+    changes += [(f"sequential {at}: L_3D weighted 0.1", light, sequential, name)
+                for name in ("l_comp", "iou")]  # fmt: skip
+    for rate in (192.0, 48.0):  # the least and the most bits that both codecs have
+        additive = (plan.ADDITIVE, rate)
+        small, original = ((f"compression, {c}, random T", rate) for c in ("small", "original"))
+        changes += [
+            (f"small codec at {rate:g}:1: additive, as the original is", additive, small, "l_comp"),
+            (f"small codec, additive, at {rate:g}:1: the original in its place", original, additive,
+             "l_comp"),
+        ]  # fmt: skip
+    changes += [
+        (f"JPEG 2000 at {rate:g}:1: without what all its headers have in common",
+         (claims.PAYLOAD, rate), (claims.ASKED, rate))
+        for rate in claims.RATES
+    ]  # fmt: skip
+    return changes
 
 
 def _difference(

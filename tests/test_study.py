@@ -335,7 +335,7 @@ def test_the_committed_study_can_be_listed_without_data(run_command, capsys, tmp
         f"--runs={tmp_path / 'runs'}", f"--results={tmp_path / 'results'}",
     )  # fmt: skip
     printed = capsys.readouterr().out
-    assert "37 runs: 37 missing" in printed
+    assert "39 runs: 39 missing" in printed
     assert not list(tmp_path.iterdir())  # listing writes nothing
 
 

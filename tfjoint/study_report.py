@@ -410,10 +410,10 @@ def _images_table(results: Results, curves: Sequence[str]) -> list[list[str]]:
 
 def _changes_table(results: Results) -> list[list[str]]:
     rows = [["what is changed", "of", "with it", "before", "difference", "p", "seeds"]]
-    for text, new, old, *of in _changes(results):
-        name = of[0] if of else "iou"
-        found = _difference(results, new, old, name) or ["not measured", "", "", "", ""]
-        rows.append([text, {"iou": "mIoU", "l_comp": "L_comp"}[name], *found])
+    for change in _changes(results):
+        found = _difference(results, change.new, change.old, change.name)
+        of = {"iou": "mIoU", "l_comp": "L_comp"}[change.name]
+        rows.append([change.text, of, *(found or ["not measured", "", "", "", ""])])
     for point in results.on(*claims.UNCOMPRESSED)[:1]:
         iou = point.row["iou"]
         threshold, best = max(iou["by_threshold"].items(), key=lambda item: item[1])
@@ -423,14 +423,22 @@ def _changes_table(results: Results) -> list[list[str]]:
                 iou["pooled_6"],
         }  # fmt: skip
         for text, value in measured.items():
-            change = f"{value - iou['mean']:+.3f}"
+            by = f"{value - iou['mean']:+.3f}"
             seed = str(point.seed)
-            rows.append([text, "mIoU", f"{value:.3f}", f"{iou['mean']:.3f}", change, "", seed])
+            rows.append([text, "mIoU", f"{value:.3f}", f"{iou['mean']:.3f}", by, "", seed])
     return rows
 
 
-def _changes(results: Results) -> list[tuple]:
-    """Return each change as a text, what it leads to, what it starts from, and the measure."""
+class _Change(NamedTuple):
+    """A line of the table: the curve and rate with something changed, and those before."""
+
+    text: str
+    new: tuple[str, float | None]
+    old: tuple[str, float | None]
+    name: str = "iou"
+
+
+def _changes(results: Results) -> list[_Change]:
     planned = {run["curve"] for run in results.plan["runs"]}
     # The wide network has implicit's settings, too, where implicit has some of its own.
     narrow = plan.AS_IMPLICIT if plan.AS_IMPLICIT in planned else "reconstruction"
@@ -438,38 +446,58 @@ def _changes(results: Results) -> list[tuple]:
     at = f"at {highest:g}:1"
     plain, implicit = claims.UNCOMPRESSED, ("implicit", highest)
     long, implicit_long = (plan.LONG_CURVES[name] for name in ("reconstruction", "implicit"))
-    changes: list[tuple] = [
-        ("uncompressed: three times the steps", (long, None), plain),
-        (f"implicit {at}: three times the steps", (implicit_long, highest), implicit),
-        (f"uncompressed, three times the steps: implicit {at}, so trained, in its place",
-         (implicit_long, highest), (long, None)),
-        ("uncompressed: trained as implicit is", (plan.AS_IMPLICIT, None), plain),
-        (f"{narrow}: twice the widths", (plan.WIDE, None), (narrow, None)),
-        ("uncompressed: half of the training meshes, each seen twice as often",
-         (plan.HALVED, None), plain),
-    ]  # fmt: skip
+    changes = [
+        _Change("uncompressed: three times the steps", (long, None), plain),
+        _Change(f"implicit {at}: three times the steps", (implicit_long, highest), implicit),
+        _Change(
+            f"uncompressed, three times the steps: implicit {at}, so trained, in its place",
+            (implicit_long, highest),
+            (long, None),
+        ),
+        _Change("uncompressed: trained as implicit is", (plan.AS_IMPLICIT, None), plain),
+        _Change(f"{narrow}: twice the widths", (plan.WIDE, None), (narrow, None)),
+        _Change(
+            "uncompressed: half of the training meshes, each seen twice as often",
+            (plan.HALVED, None),
+            plain,
+        ),
+    ]
     for name, curve in plan.FIRST.items():
         first = (curve, highest)
         changes += [
-            (f"{name} {at}: trained for its first iteration alone", first, (name, highest)),
-            (f"{name}, so trained, {at}: implicit in its place", implicit, first),
+            _Change(f"{name} {at}: trained for its first iteration alone", first, (name, highest)),
+            _Change(f"{name}, so trained, {at}: implicit in its place", implicit, first),
         ]
     light, sequential = (plan.LIGHT, highest), ("sequential", highest)
-    changes += [(f"sequential {at}: L_3D weighted 0.1", light, sequential, name)
-                for name in ("l_comp", "iou")]  # fmt: skip
+    changes += [
+        _Change(f"sequential {at}: L_3D weighted 0.1", light, sequential, name)
+        for name in ("l_comp", "iou")
+    ]
     for rate in (192.0, 48.0):  # the least and the most bits that both codecs have
         additive = (plan.ADDITIVE, rate)
         small, original = ((f"compression, {c}, random T", rate) for c in ("small", "original"))
         changes += [
-            (f"small codec at {rate:g}:1: additive, as the original is", additive, small, "l_comp"),
-            (f"small codec, additive, at {rate:g}:1: the original in its place", original, additive,
-             "l_comp"),
-        ]  # fmt: skip
+            _Change(
+                f"small codec at {rate:g}:1: additive, as the original is",
+                additive,
+                small,
+                "l_comp",
+            ),
+            _Change(
+                f"small codec, additive, at {rate:g}:1: the original in its place",
+                original,
+                additive,
+                "l_comp",
+            ),
+        ]
     changes += [
-        (f"JPEG 2000 at {rate:g}:1: without what all its headers have in common",
-         (claims.PAYLOAD, rate), (claims.ASKED, rate))
+        _Change(
+            f"JPEG 2000 at {rate:g}:1: without what all its headers have in common",
+            (claims.PAYLOAD, rate),
+            (claims.ASKED, rate),
+        )
         for rate in claims.RATES
-    ]  # fmt: skip
+    ]
     return changes
 
 

@@ -17,7 +17,7 @@ import runs
 import test_claims
 from absl import flags
 
-from tfjoint import claims, entry, points, study_report
+from tfjoint import claims, entry, figures, points, study_report
 from tfjoint.errors import UserError
 
 pytest.importorskip("matplotlib", reason="the extra `study`, which draws figures, is not installed")
@@ -140,11 +140,11 @@ def test_tables_hold_what_the_results_hold(results, written):
         )
         assert line in text
     seeds = [
-        json.loads((results / f"direct.seed{seed}.json").read_text())["rows"][0]["iou"]["mean"]
+        json.loads((results / f"direct.seed{seed}.json").read_text())["rows"][0]["iou"]
         for seed in range(2)
     ]
-    assert f"| {np.mean(seeds):.3f} |" in text
-    assert " / ".join(f"{mean:.3f}" for mean in seeds) in text
+    both = " / ".join(f"{iou['mean']:.3f}" for iou in seeds)
+    assert f"| {seeds[0]['mean']:.3f} | {seeds[0]['std']:.3f} | {both} |" in text
     for title in ("Table I:", "Figure 8:", "Figure 9:", "Figure 10:", "Figure 11:", "Table II:",
                   "Table III:", "Table IV:", "Table V:"):  # fmt: skip
         assert f"## {title}" in text
@@ -175,7 +175,7 @@ def test_every_difference_that_explains_a_level_is_of_the_same_objects(results, 
     assert shown[line].startswith(f"mIoU | {pooled:.3f} | ")
 
 
-def test_the_summary_has_the_mean_over_seeds_of_every_system_and_rate(results):
+def test_the_summary_has_every_system_and_rate_of_the_seed_that_all_have(results):
     read = points.read_results(results)
     head, *rows, last = study_report.summary(read).splitlines()
     cells = {row[:18].strip(): row[18:] for row in rows}
@@ -183,17 +183,49 @@ def test_the_summary_has_the_mean_over_seeds_of_every_system_and_rate(results):
         "implicit", "direct", "sequential", "separate", "JPEG 2000, asked", "JPEG 2000, payload",
     ]  # fmt: skip
     assert head.split() == [
-        "6:1", "12:1", "48:1", "96:1", "192:1", "384:1", "480:1", "1024:1", "4096:1", "seeds",
+        "6:1", "12:1", "48:1", "96:1", "192:1", "384:1", "480:1", "1024:1", "4096:1",
     ]  # fmt: skip
     seeds = [p.row["iou"]["mean"] for p in read.on("direct", 384.0)]
-    assert len(seeds) == 2
+    assert len(seeds) == 2 and f"{seeds[0]:.3f}" != f"{np.mean(seeds):.3f}"
     low = [p.row["iou"]["mean"] for p in read.on("direct, floats", 6.0)]
     direct = cells["direct"].split()
-    assert direct[0] == f"{low[0]:.3f}" and direct[5] == f"{np.mean(seeds):.3f}"
-    assert direct[-1] == "1-2" and len(direct) == 7  # none at 480:1 and beyond
-    assert [row.split()[-1] for row in rows[1:]] == ["1-2", "1-2", "1", "1-2", "2"]
-    whole = np.mean([p.row["iou"]["mean"] for p in read.on("reconstruction")])
+    assert direct[0] == f"{low[0]:.3f}" and direct[5] == f"{seeds[0]:.3f}"
+    assert len(direct) == 6  # none at 480:1 and beyond
+    (whole,) = [p.row["iou"]["mean"] for p in read.on("reconstruction", seed=0)]
     assert last.startswith(f"uncompressed {whole:.3f}; mean shape ")
+
+
+def test_means_are_of_the_seeds_that_all_have(results):
+    read = points.read_results(results)
+    assert read.shared_seeds == {0}
+    direct = read.on("direct", 384.0)
+    assert [point.seed for point in direct] == [0, 1]
+    assert read.comparable(direct) == direct[:1]
+    alone = read._replace(points=tuple(direct))
+    assert alone.shared_seeds == {0, 1} and alone.comparable(direct) == direct
+    drawn = figures.curve(direct, lambda point: point.row["iou"]["mean"])
+    low, high = sorted(point.row["iou"]["mean"] for point in direct)
+    assert drawn.means == pytest.approx([(low + high) / 2])
+    assert [*drawn.below, *drawn.above] == pytest.approx([(high - low) / 2] * 2)
+    apart = read._replace(points=(direct[0], read.on("sequential", 384.0, seed=1)[0]))
+    assert apart.shared_seeds == {0, 1}  # nothing compares; all are shown
+    assert read._replace(points=()).shared_seeds == set()
+
+
+def test_every_bin_of_difficulty_has_its_differences(results, written):
+    read = points.read_results(results)
+    text = next(text for text in section_texts(written) if text.startswith("Figure 9"))
+    rows = re.findall(r"^\| (\d+) \| (\d+) \| [\d.]+ to [\d.]+ \| (.+) \|$", text, re.MULTILINE)
+    bins = claims.difficulty_bins(read)
+    assert [(int(number), int(count)) for number, count, _ in rows] == [
+        (number, len(chosen)) for number, chosen in enumerate(bins, 1)
+    ]
+    assert list(claims.middle_bin(read)) == list(bins[len(bins) // 2])
+    pair = points.paired(read, ("implicit", 384.0), ("sequential", 384.0))
+    differences = (pair.first - pair.second)[:, bins[0]].mean(axis=0)
+    found = claims.sign_flip(differences)
+    p_value = min(1.0, 2 * min(found.p_for, found.p_against))
+    assert rows[0][2].split(" | ")[0] == f"{differences.mean():+.3f} ({p_value:.4f})"
 
 
 def test_every_curve_that_has_shapes_turns_them_in_the_html_report(written):

@@ -44,6 +44,8 @@ RATES = (6, 12, 24, 48, 96, 192, 384, 1024, 4096)
 
 
 _SIZE = (7.0, 5.0)  # inches
+_FURTHER: dict[str, Any] = {"lw": 0.6, "alpha": 0.5, "zorder": 1}
+"""How the seeds are drawn that not every point has."""
 
 
 def _pyplot() -> Any:
@@ -179,9 +181,13 @@ def _draw_curves(
     low = {owner: name for name, owner in LOW.items()}
     for name in systems:
         points = results.on(name)
-        if points:
-            _draw_curve(axes, curve(points, measure, rate), name, label=name)
-        if name in low and (points := results.on(low[name])):
+        if shown := results.comparable(points):
+            _draw_curve(axes, curve(shown, measure, rate), name, label=name)
+        for seed in sorted({point.seed for point in points} - results.shared_seeds):
+            of_seed = curve([p for p in points if p.seed == seed], measure, rate)
+            colour, marker = STYLES[name]
+            axes.plot(of_seed.rates, of_seed.means, color=colour, marker=marker, ms=2.5, **_FURTHER)
+        if name in low and (points := results.comparable(results.on(low[name]))):
             _draw_curve(axes, curve(points, measure, rate), name, ls=":", mfc="white")
     axes.set_xscale("log")
     axes.set_xticks(RATES, [str(rate) for rate in RATES])
@@ -195,11 +201,14 @@ def _draw_curve(axes: Any, shown: Curve, name: str, **style: Any) -> None:
 
 
 def _draw_references(axes: Any, results: Results, measure: Measure) -> None:
-    if points := results.on("reconstruction"):
+    if points := results.comparable(results.on("reconstruction")):
         mean = float(np.mean([measure(point) for point in points]))
         axes.axhline(mean, color="black", lw=0.8, ls="--", label="uncompressed")
         # Its 1024 floats per view are 12:1 without any coding: the paper's magenta square.
         axes.plot([12], [mean], marker="s", ms=6, color="magenta", ls="")
+    for point in results.on("reconstruction"):
+        if point.seed not in results.shared_seeds:
+            axes.axhline(measure(point), color="black", ls="--", **_FURTHER)
 
 
 def _label(axes: Any, x: str, y: str) -> None:
@@ -221,7 +230,7 @@ def middle_bin(results: Results) -> bytes:
         shown = [n for n in ("implicit", "direct", "sequential", claims.ASKED) if results.on(n)]
         for number, name in enumerate(shown):
             colour, marker = STYLES[name]
-            groups = by_rate(results.on(name))
+            groups = by_rate(results.comparable(results.on(name)))
             values = [mean_values(same, "iou")[chosen] for same in groups.values()]
             # Beside each other, so that bars at one rate can be told apart.
             xs = [float(rate or 0) * 1.03 ** (number - len(shown) / 2) for rate in groups]
@@ -245,6 +254,7 @@ def miou_by_views(results: Results, rate: float = 384.0) -> bytes:
             **{name: results.on(name, rate) for name in STYLES},
         }
         for name, points in curves.items():
+            points = results.comparable(points)
             found = [p.row["iou"].get("by_views") for p in points if p.row["iou"]]
             if found and all(found):
                 counts = sorted(map(int, found[0]))

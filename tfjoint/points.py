@@ -59,6 +59,23 @@ class Results(NamedTuple):
                 return results["baselines"][name]
         return None
 
+    @property
+    def shared_seeds(self) -> frozenset[int]:
+        """The seeds that every point has, or, where there is none such, all that there are.
+
+        A seed moves all systems, so that means over other seeds do not compare.
+        """
+        found: dict[tuple[str, float | None], set[int]] = {}
+        for point in self.points:
+            found.setdefault((point.curve, point.rate), set()).add(point.seed)
+        shared = frozenset.intersection(*map(frozenset, found.values())) if found else None
+        return shared or frozenset(point.seed for point in self.points)
+
+    def comparable(self, points: Iterable[Point]) -> list[Point]:
+        """Return those of `points` that are of the seeds that every point has."""
+        seeds = self.shared_seeds
+        return [point for point in points if point.seed in seeds]
+
     def on(self, curve: str, rate: float | None = None, seed: int | None = None) -> list[Point]:
         """Return the points of a curve; of all rates and seeds, or of one. Rates as one reads them.
 

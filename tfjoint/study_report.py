@@ -78,6 +78,8 @@ _RATES = {
     "table_file": "file, tables",
 }
 """The rates of a result, by what they are called in a table."""
+_SAME_LEARNING_RATE = (1024.0, 384.0, 192.0)
+"""Rates at which implicit is trained as `plan.AS_IMPLICIT` is."""
 _SUMMED_UP = (6, 12, 48, 96, 192, 384, 480, 1024, 4096)
 
 
@@ -138,12 +140,13 @@ def sections(
         ),
         Section(
             "Figure 8: mIoU against rate",
-            f"Every point is the mean over test objects{_seeds_text(results)}. Dotted, at 12:1 and "
-            "6:1, are codes of floats, and JPEG 2000 trained for these rates. The magenta square "
-            "is the uncompressed network, whose features of a view, as floats, are 12:1. The rates "
-            "are nominal and of what is really sent, packed or coded with tables: where JPEG 2000 "
-            "is asked for less than its headers, it sends more, and the same at several rates. p "
-            f"is two-sided, of the seeds that both have. {WARNING}",
+            f"Every point is the mean over test objects {_seeds_text(results)}. Dotted, at 12:1 "
+            "and 6:1, are codes of floats, and JPEG 2000 trained for these rates. The magenta "
+            "square is the uncompressed network, whose features of a view, as floats, are 12:1. "
+            "The rates are nominal and of what is really sent, packed or coded with tables: where "
+            "JPEG 2000 is asked for less than its headers, it sends more, and the same at several "
+            "rates. The difference to the uncompressed network and its two-sided p are of all the "
+            f"seeds that both have. {WARNING}",
             _rates_table(results, _with_low(_SYSTEMS)),
             "figure-8.svg",
             systems,
@@ -170,8 +173,9 @@ def sections(
         ),
         Section(
             "Figure 9: within one bin of equal difficulty", _bins_text(results),
-            figure="figure-9.svg",
-            curves=("reconstruction", "implicit", "direct", "sequential", claims.ASKED),
+            _bins_table(results),
+            "figure-9.svg",
+            ("reconstruction", "implicit", "direct", "sequential", claims.ASKED),
         ),
         Section(
             "mIoU after 1 to 5 views",
@@ -309,14 +313,15 @@ def _claim_details(found: Sequence[Mapping[str, Any]]) -> list[Section]:
 
 
 def _seeds_text(results: Results) -> str:
-    seeds = sorted({point.seed for point in results.points})
-    if len(seeds) < 2:
-        return ", of one seed"
-    several = sorted({p.curve for p in results.points if p.seed != seeds[0]})
-    return (
-        " and over the seeds; bars are from the least to the largest of several seeds "
-        f"({', '.join(several)})"
-    )
+    shared = results.shared_seeds
+    text = "of seed" if len(shared) == 1 else "and over seeds"
+    text += f" {', '.join(map(str, sorted(shared)))}"
+    if further := sorted({p.curve for p in results.points if p.seed not in shared}):
+        text += (
+            ", which all have; thin lines are further seeds, which move all systems "
+            f"({', '.join(further)})"
+        )
+    return text
 
 
 def _table_1(results: Results) -> list[list[str]]:
@@ -341,12 +346,13 @@ def _rates_table(results: Results, curves: Sequence[str]) -> list[list[str]]:
     for curve in curves:
         for rate, same in by_rate(results.on(curve)).items():
             difference = _difference(results, (curve, rate), claims.UNCOMPRESSED)
+            shown = results.comparable(same)
             rows.append([
                 curve,
                 _rate(rate),
-                *(_rate(_mean_rate(same, name)) for name in list(_RATES)[1:]),
-                _mean_miou(same),
-                f"{np.mean([p.row['iou']['std'] for p in same]):.3f}",
+                *(_rate(_mean_rate(shown, name)) for name in list(_RATES)[1:]),
+                _mean_miou(shown),
+                f"{np.mean([p.row['iou']['std'] for p in shown]):.3f}",
                 _by_seed(same),
                 *(difference[2:4] if difference else ("", "")),
                 ", ".join(p.run for p in same),
@@ -366,25 +372,40 @@ def _mean_rate(same: Sequence[Point], name: str) -> float | None:
 
 
 def _bins_text(results: Results) -> str:
-    values = results.on("reconstruction")
-    if not values:
+    bins = claims.difficulty_bins(results)
+    if not bins:
         return "The uncompressed network is not there yet."
-    ious = points.mean_values(values, "iou")
-    bins = points.greedy_bins(ious, claims.BIN_STD)
-    middle = bins[len(bins) // 2]
     return (
-        f"Test objects by the IoU of the uncompressed network, cut greedily into {len(bins)} bins "
-        f"of STD at most {claims.BIN_STD} ({', '.join(str(len(b)) for b in bins)} objects); shown "
-        f"is the middle one, {len(middle)} objects of IoU {ious[middle].min():.2f} to "
-        f"{ious[middle].max():.2f}. Bars are the STD over its objects. The paper has 7 bins."
+        "Test objects by the IoU of the uncompressed network (mean over its seeds), cut greedily "
+        f"into {len(bins)} bins of STD at most {claims.BIN_STD}; the paper has 7. Shown is the "
+        f"middle one, the {len(bins) // 2 + 1}th, by which claim 3 is judged; bars are the STD "
+        "over its objects. The table has the differences at 384:1 in every bin, and behind each "
+        "its two-sided p, of the seeds that both have."
     )
+
+
+def _bins_table(results: Results) -> list[list[str]]:
+    bins = claims.difficulty_bins(results)
+    if not bins:
+        return []
+    ious = points.mean_values(results.on(claims.UNCOMPRESSED[0]), "iou")
+    rows = [["bin", "objects", "IoU", *(f"{a} above {b}" for a, b in claims.IN_BINS)]]
+    for number, chosen in enumerate(bins, 1):
+        spread = f"{ious[chosen].min():.2f} to {ious[chosen].max():.2f}"
+        cells = []
+        for first, second in claims.IN_BINS:
+            found = _difference(results, (first, 384.0), (second, 384.0), objects=chosen)
+            cells.append(f"{found[2]} ({found[3]})" if found else "not measured")
+        rows.append([str(number), str(len(chosen)), spread, *cells])
+    return rows
 
 
 def _views_table(results: Results) -> list[list[str]]:
     rows = [["system", "1", "2", "3", "4", "5"]]
     of_rate = {name: results.on(name, 384.0) for name in _SYSTEMS}
     for name, same in {"reconstruction": results.on("reconstruction"), **of_rate}.items():
-        found = [p.row["iou"]["by_views"] for p in same if p.row["iou"].get("by_views")]
+        shown = results.comparable(same)
+        found = [p.row["iou"]["by_views"] for p in shown if p.row["iou"].get("by_views")]
         if found:
             counts = [str(count) for count in range(1, 6)]
             means = [np.mean([f[c] for f in found]) if c in found[0] else None for c in counts]
@@ -401,7 +422,7 @@ def _images_table(results: Results, curves: Sequence[str]) -> list[list[str]]:
     for curve in curves:
         for rate, same in by_rate(results.on(curve)).items():
             names = (("l_comp", ".4f"), ("psnr_db", ".2f"), ("ms_ssim", ".3f"))
-            figures_ = [(_mean(same, name), form) for name, form in names]
+            figures_ = [(_mean(results.comparable(same), name), form) for name, form in names]
             if any(value is not None for value, _ in figures_):
                 shown = [_optional(value, form) for value, form in figures_]
                 rows.append([curve, _rate(rate), *shown, ", ".join(p.run for p in same)])
@@ -440,7 +461,7 @@ class _Change(NamedTuple):
 
 def _changes(results: Results) -> list[_Change]:
     planned = {run["curve"] for run in results.plan["runs"]}
-    # The wide network has implicit's settings, too, where implicit has some of its own.
+    # Trained as implicit is, which has settings of its own in some studies.
     narrow = plan.AS_IMPLICIT if plan.AS_IMPLICIT in planned else "reconstruction"
     highest = claims.RATES[0]
     at = f"at {highest:g}:1"
@@ -455,6 +476,14 @@ def _changes(results: Results) -> list[_Change]:
             (long, None),
         ),
         _Change("uncompressed: trained as implicit is", (plan.AS_IMPLICIT, None), plain),
+        *(
+            _Change(
+                f"{narrow}: implicit at {rate:g}:1 in its place",
+                ("implicit", rate),
+                (narrow, None),
+            )
+            for rate in _SAME_LEARNING_RATE
+        ),
         _Change(f"{narrow}: twice the widths", (plan.WIDE, None), (narrow, None)),
         _Change(
             "uncompressed: half of the training meshes, each seen twice as often",
@@ -468,6 +497,14 @@ def _changes(results: Results) -> list[_Change]:
             _Change(f"{name} {at}: trained for its first iteration alone", first, (name, highest)),
             _Change(f"{name}, so trained, {at}: implicit in its place", implicit, first),
         ]
+    changes += [
+        _Change(
+            f"separate at {rate:g}:1: codec and reconstruction trained together (sequential)",
+            ("sequential", rate),
+            ("separate", rate),
+        )
+        for rate in claims.RATES
+    ]
     light, sequential = (plan.LIGHT, highest), ("sequential", highest)
     changes += [
         _Change(f"sequential {at}: L_3D weighted 0.1", light, sequential, name)
@@ -503,16 +540,26 @@ def _changes(results: Results) -> list[_Change]:
 
 def _difference(
     results: Results, new: tuple[str, float | None], old: tuple[str, float | None],
-    name: str = "iou",
+    name: str = "iou", objects: np.ndarray | None = None,
 ) -> list[str] | None:  # fmt: skip
-    """Return both means, their difference, its two-sided p and the seeds, as text."""
+    """Return both means, their difference, its two-sided p and the seeds, as text.
+
+    Args:
+      results: of the study.
+      new: curve and rate.
+      old: curve and rate that are subtracted.
+      name: figure of an object.
+      objects: positions of those that count; None is all.
+    """
     pair = points.paired(results, new, old, name)
     if pair is None:
         return None
     form = {"iou": ".3f", "l_comp": ".4f"}[name]
-    found = claims.sign_flip((pair.first - pair.second).mean(axis=0))
+    of = slice(None) if objects is None else objects
+    first, second = pair.first[:, of], pair.second[:, of]
+    found = claims.sign_flip((first - second).mean(axis=0))
     p_value = min(1.0, 2 * min(found.p_for, found.p_against))
-    means = [f"{values.mean():{form}}" for values in (pair.first, pair.second)]
+    means = [f"{values.mean():{form}}" for values in (first, second)]
     return [*means, f"{found.mean:+{form}}", f"{p_value:.4f}", ", ".join(map(str, pair.seeds))]
 
 
@@ -563,20 +610,19 @@ def _all_points(results: Results) -> list[list[str]]:
 
 
 def summary(results: Results) -> str:
-    """Return Fig. 8 as a table of text: mIoU by system and nominal rate, mean over the seeds."""
-    rows = [["", *(f"{rate}:1" for rate in _SUMMED_UP), "seeds"]]
+    """Return Fig. 8 as a table of text: mIoU by system and nominal rate, of the shared seeds."""
+    rows = [["", *(f"{rate}:1" for rate in _SUMMED_UP)]]
+    shown = results.comparable(results.points)
     for name in _SYSTEMS:
-        same = [p for p in results.points if figures.LOW.get(p.curve, p.curve) == name]
+        same = [p for p in shown if figures.LOW.get(p.curve, p.curve) == name]
         if same:
             at = [[p for p in same if points.is_rate(p.rate, rate)] for rate in _SUMMED_UP]
-            counts = sorted({len(found) for found in at if found})
-            seeds = "-".join(map(str, sorted({counts[0], counts[-1]})))
-            rows.append([name, *map(_mean_miou, at), seeds])
+            rows.append([name, *map(_mean_miou, at)])
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = [
         "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
     ]
-    whole = _mean_miou(results.on("reconstruction"))
+    whole = _mean_miou([p for p in shown if p.curve == "reconstruction"])
     lines.append(f"uncompressed {whole}" if whole else "uncompressed: not there yet")
     for name, called in _BASELINES:
         if baseline := results.baseline(name):

@@ -78,7 +78,7 @@ _RATES = {
     "table_file": "file, tables",
 }
 """The rates of a result, by what they are called in a table."""
-_SAME_LEARNING_RATE = (1024.0, 384.0, 192.0)
+_SAME_LEARNING_RATE = (1024.0, 480.0, 384.0, 192.0)
 """Rates at which implicit is trained as `plan.AS_IMPLICIT` is."""
 _SUMMED_UP = (6, 12, 48, 96, 192, 384, 480, 1024, 4096)
 

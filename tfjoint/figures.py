@@ -254,8 +254,8 @@ def miou_by_views(results: Results, rate: float = 384.0) -> bytes:
             **{name: results.on(name, rate) for name in STYLES},
         }
         for name, points in curves.items():
-            points = results.comparable(points)
-            found = [p.row["iou"].get("by_views") for p in points if p.row["iou"]]
+            shown = results.comparable(points)
+            found = [p.row["iou"].get("by_views") for p in shown if p.row["iou"]]
             if found and all(found):
                 counts = sorted(map(int, found[0]))
                 colour, marker = STYLES.get(name, ("black", "."))

@@ -63,7 +63,8 @@ class Results(NamedTuple):
     def shared_seeds(self) -> frozenset[int]:
         """The seeds that every point has, or, where there is none such, all that there are.
 
-        A seed moves all systems, so that means over other seeds do not compare.
+        What a seed changes, it changes in all systems alike, so that means over different seeds do
+        not compare.
         """
         found: dict[tuple[str, float | None], set[int]] = {}
         for point in self.points:

@@ -140,13 +140,12 @@ def sections(
         ),
         Section(
             "Figure 8: mIoU against rate",
-            f"Every point is the mean over test objects {_seeds_text(results)}. Dotted, at 12:1 "
+            f"Every point is the mean over test objects{_further_text(results)}. Dotted, at 12:1 "
             "and 6:1, are codes of floats, and JPEG 2000 trained for these rates. The magenta "
             "square is the uncompressed network, whose features of a view, as floats, are 12:1. "
             "The rates are nominal and of what is really sent, packed or coded with tables: where "
             "JPEG 2000 is asked for less than its headers, it sends more, and the same at several "
-            "rates. The difference to the uncompressed network and its two-sided p are of all the "
-            f"seeds that both have. {WARNING}",
+            f"rates. {WARNING}",
             _rates_table(results, _with_low(_SYSTEMS)),
             "figure-8.svg",
             systems,
@@ -211,8 +210,7 @@ def sections(
             "What the results depend on, and differences from the paper",
             f"The paper's uncompressed network: {PUBLISHED_TABLE_I}. A line changes one thing: of "
             "the training, of how shapes are measured, or of which bytes of JPEG 2000 have to fit "
-            "the rate. p is two-sided, by flipping signs over the same test objects, of the seeds "
-            "that both have.",
+            "the rate. p is by flipping signs over the same test objects.",
             _changes_table(results),
             curves=("reconstruction", "implicit", *_CHANGED, *plan.FIRST,
                     "compression, small, random T", "compression, original, random T",
@@ -253,7 +251,19 @@ def _state(results: Results) -> str:
         "same where results are missing, and puts them where `python -m tfjoint.study_report` "
         "reads them to write this report. With the same number of threads a training repeats bit "
         "for bit on a processor of the same kind; with another number, sums are rounded "
-        "otherwise. Minutes are those of a training that shared the machine with others."
+        f"otherwise. {_compared(results)}Minutes are those of a training that shared the machine "
+        "with others."
+    )
+
+
+def _compared(results: Results) -> str:
+    if not results.points:
+        return ""
+    shared = sorted(results.shared_seeds)
+    seeds = f"{'seed' if len(shared) == 1 else 'seeds'} {', '.join(map(str, shared))}"
+    return (
+        f"Figures and levels are of {seeds}, which every run has; differences and their p, "
+        "two-sided but for the claims, are of all seeds that both sides have. "
     )
 
 
@@ -312,16 +322,10 @@ def _claim_details(found: Sequence[Mapping[str, Any]]) -> list[Section]:
     ]
 
 
-def _seeds_text(results: Results) -> str:
+def _further_text(results: Results) -> str:
     shared = results.shared_seeds
-    text = "of seed" if len(shared) == 1 else "and over seeds"
-    text += f" {', '.join(map(str, sorted(shared)))}"
-    if further := sorted({p.curve for p in results.points if p.seed not in shared}):
-        text += (
-            ", which all have; thin lines are further seeds, which move all systems "
-            f"({', '.join(further)})"
-        )
-    return text
+    further = sorted({p.curve for p in results.points if p.seed not in shared})
+    return f"; thin lines are further seeds ({', '.join(further)})" if further else ""
 
 
 def _table_1(results: Results) -> list[list[str]]:
@@ -378,9 +382,8 @@ def _bins_text(results: Results) -> str:
     return (
         "Test objects by the IoU of the uncompressed network (mean over its seeds), cut greedily "
         f"into {len(bins)} bins of STD at most {claims.BIN_STD}; the paper has 7. Shown is the "
-        f"middle one, the {len(bins) // 2 + 1}th, by which claim 3 is judged; bars are the STD "
-        "over its objects. The table has the differences at 384:1 in every bin, and behind each "
-        "its two-sided p, of the seeds that both have."
+        f"middle one, bin {len(bins) // 2 + 1}, by which claim 3 is judged; bars are the STD over "
+        "its objects. The table has the differences at 384:1 in every bin, and behind each its p."
     )
 
 

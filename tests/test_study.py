@@ -31,7 +31,7 @@ def asked(tmp_path) -> plan.Study:
     data = tmp_path / "records"
     data.mkdir()
     shards = [{"file": "x", "records": 8, "bytes": 1, "sha256": ""}]
-    (data / "manifest.json").write_text(json.dumps({"splits": {"train": shards}}))
+    (data / "manifest.json").write_text(json.dumps({"image_size": 68, "splits": {"train": shards}}))
     settings = plan.read_settings(["smoke all: batch_size=4 epochs=1 halve_at_epochs=9"], "smoke")
     return plan.Study(
         "smoke", str(data), str(tmp_path / "runs"), str(tmp_path / "results" / "study"), settings
@@ -296,7 +296,25 @@ def test_results_of_another_study_are_not_written_over(asked):
     other = dataclasses.replace(asked, data="data/other")
     with pytest.raises(UserError, match="holds the study with data="):
         study.claim_results(other, runs_)
+    with pytest.raises(UserError, match="holds the study with profile="):
+        study.require_same_study(dataclasses.replace(asked, profile="paper"))
     assert json.loads(points.plan_path(Path(asked.results)).read_text())["data"] == asked.data
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"profile": "smoke"}'])
+def test_a_damaged_plan_is_one_line(asked, content):
+    path = points.plan_path(Path(asked.results))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content)
+    with pytest.raises(UserError, match="remove it, and it is written again"):
+        study.require_same_study(asked)
+
+
+def test_views_that_are_too_small_are_refused_before_anything_is_made(asked):
+    study.require_records(asked, plan.planned(asked))
+    large = dataclasses.replace(asked, profile="paper")
+    with pytest.raises(UserError, match=r"views of \d+ pixels, --profile=paper needs 128"):
+        study.require_records(large, plan.planned(large))
 
 
 def test_of_shapes_the_ones_of_all_views_are_kept_as_bits():
@@ -343,6 +361,7 @@ def test_the_committed_study_can_be_listed_without_data(run_command, capsys, tmp
     ("arguments", "words"),
     [
         (["--data=nowhere"], "no records at nowhere: make them"),
+        (["--data=nowhere", "--list"], "results/study holds the study with data=data/open-68"),
         (["--only=explicit"], "--only=explicit fits no run"),
         (["--seeds=one"], "--seeds=one must be whole numbers"),
         (["--set=mini all"], "write '<profile> <whom>"),

@@ -163,7 +163,8 @@ def _read_result(path: Path) -> tuple[dict[str, Any], float]:
         return results["rows"][0], results["study"]["train_seconds"]
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         raise UserError(
-            f"{path} is damaged ({error!r}): remove it, and it is made again"
+            f"{path} is damaged, or tfjoint.study did not write it ({error!r}): remove it, and it "
+            "is made again"
         ) from error
 
 
@@ -185,13 +186,19 @@ def _newest_step(run: Path) -> int:
 def training_objects(study: Study, views: str = "raw") -> int:
     """Return the number of training objects; 0 where the records are not there."""
     # JPEG 2000 views are of the objects that they were made of.
-    data = plan.records_of(study, views if views == plan.HALF else "raw")
+    manifest = _manifest(plan.records_of(study, views if views == plan.HALF else "raw"))
+    try:
+        return sum(shard["records"] for shard in manifest["splits"]["train"])
+    except (KeyError, TypeError):
+        return 0
+
+
+def _manifest(data: str) -> dict[str, Any]:
     root = Path(__file__).parent / "demo" if data == "demo" else Path(data)
     try:
-        manifest = json.loads((root / "manifest.json").read_text(encoding="utf-8"))
-        return sum(shard["records"] for shard in manifest["splits"]["train"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return 0
+        return json.loads((root / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
 
 
 # --- The list -------------------------------------------------------------------------------------
@@ -480,8 +487,44 @@ def make_records(study: Study, runs: Sequence[Run]) -> None:
             _say(f"{root} could not be built; what that command printed says why")
 
 
+def require_records(study: Study, runs: Sequence[Run]) -> None:
+    """Raise `UserError` if there are no raw records, or none large enough for all of `runs`."""
+    if not training_objects(study):
+        raise UserError(
+            f"no records at {study.data}: make them, for instance with `make data`, or give --data"
+        )
+    stored = _manifest(study.data).get("image_size", 0)
+    needed = max(plan.run_config(study, run).image_size for run in runs)
+    if stored < needed:
+        raise UserError(
+            f"{study.data} holds views of {stored} pixels, --profile={study.profile} needs "
+            f"{needed}: give --data with larger ones, or another --profile"
+        )
+
+
+def require_same_study(study: Study) -> None:
+    """Raise `UserError` if the results that are there are of other records or widths."""
+    path = points.plan_path(Path(study.results))
+    if not path.exists():
+        return
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        old = {name: found[name] for name in ("profile", "data")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is damaged ({error!r}): remove it, and it is written again"
+        ) from error
+    for name, value in old.items():
+        if value != (asked := getattr(study, name)):
+            raise UserError(
+                f"{study.results} holds the study with {name}={value}, asked for is {asked}: "
+                "give other directories with --results and --runs"
+            )
+
+
 def claim_results(study: Study, runs: Sequence[Run]) -> None:
     """Write the plan beside the results. Raises `UserError` if they are of another study."""
+    require_same_study(study)
     path = points.plan_path(Path(study.results))
     description = {
         "profile": study.profile,
@@ -503,16 +546,6 @@ def claim_results(study: Study, runs: Sequence[Run]) -> None:
             for run in runs
         ],
     }
-    if path.exists():
-        old = json.loads(path.read_text(encoding="utf-8"))
-        for name in ("profile", "data"):
-            if old[name] != description[name]:
-                raise UserError(
-                    f"{study.results} holds the study with {name}={old[name]}, asked for is "
-                    f"{description[name]}: give other directories with --results and --runs"
-                )
-        if old == json.loads(json.dumps(description)):
-            return
     files.write_json(path, description)
 
 
@@ -540,12 +573,10 @@ def main(argv: Sequence[str]) -> None:
     plan.check(study, runs)
     chosen = plan.selected(runs, values.only, _seeds(values.seeds))
     if values.list:
+        require_same_study(study)
         print(listing(study, chosen, values.jobs))
         return
-    if not training_objects(study):
-        raise UserError(
-            f"no records at {study.data}: make them, for instance with `make data`, or give --data"
-        )
+    require_records(study, chosen)
     claim_results(study, runs)
     with _stopping_on_sigterm():
         make_records(study, chosen)

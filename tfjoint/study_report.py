@@ -133,8 +133,9 @@ def sections(
         *_claim_details(found),
         Section(
             "Table I: reconstruction alone",
-            f"mIoU and STD over objects, 5 views. Paper: {PUBLISHED_TABLE_I}; first author's port "
-            f"0.591. {WARNING}",
+            "mIoU and STD over objects, 5 views; the mean over categories; IoU pooled over 6 "
+            "objects, as the released code prints it; average precision over voxels. Paper: "
+            f"{PUBLISHED_TABLE_I}; first author's port 0.591. {WARNING}",
             _table_1(results),
             curves=("reconstruction", "reconstruction, long"),
         ),
@@ -145,7 +146,8 @@ def sections(
             "square is the uncompressed network, whose features of a view, as floats, are 12:1. "
             "The rates are nominal and of what is really sent, packed or coded with tables: where "
             "JPEG 2000 is asked for less than its headers, it sends more, and the same at several "
-            f"rates. {WARNING}",
+            "rates. Of JPEG 2000, asked, whole files have to fit the rate; of JPEG 2000, payload, "
+            f"what is left without the headers that are the same for every view. {WARNING}",
             _rates_table(results, _with_low(_SYSTEMS)),
             "figure-8.svg",
             systems,
@@ -249,8 +251,9 @@ def _state(results: Results) -> str:
         f"{text}. The commands beside a figure train and evaluate its runs, after the records that "
         "they need; `python -m tfjoint.study --flagfile=configs/study.cfg --only=RUN` does the "
         "same where results are missing, and puts them where `python -m tfjoint.study_report` "
-        "reads them to write this report. With the same number of threads a training repeats bit "
-        "for bit on a processor of the same kind; with another number, sums are rounded "
+        "reads them to write this report; with `--results=runs/again` beside results that are "
+        "there. With the same number of threads a training repeats bit for bit on a processor of "
+        "the same kind (AVX2, or AVX-512); with another number, sums are rounded "
         f"otherwise. {_compared(results)}Minutes are those of a training that shared the machine "
         "with others."
     )
@@ -306,7 +309,7 @@ def _revision(text: str) -> str:
 
 
 def _claims_table(found: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    rows = [["claim", "verdict", "p of the verdict"]]
+    rows = [["claim", "verdict", "p of the verdict; of undecided, of holds"]]
     return rows + [[c["claim"], c["verdict"], _optional(c["p_value"], ".4f")] for c in found]
 
 
@@ -502,10 +505,9 @@ def _changes(results: Results) -> list[_Change]:
         ]
     changes += [
         _Change(
-            f"separate at {rate:g}:1: codec and reconstruction trained together (sequential)",
-            ("sequential", rate),
-            ("separate", rate),
+            f"separate at {rate:g}:1: trained together, {name}", (name, rate), ("separate", rate)
         )
+        for name in ("sequential", "direct")
         for rate in claims.RATES
     ]
     light, sequential = (plan.LIGHT, highest), ("sequential", highest)

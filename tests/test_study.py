@@ -357,6 +357,20 @@ def test_the_committed_study_can_be_listed_without_data(run_command, capsys, tmp
     assert not list(tmp_path.iterdir())  # listing writes nothing
 
 
+def test_where_nothing_is_missing_no_records_are_needed(run_command, monkeypatch, capsys, tmp_path):
+    committed = runs.ROOT / "results"
+    shutil.copytree(committed / "study", tmp_path / "results" / "study")
+    shutil.copy(committed / "study.json", tmp_path / "results")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        run_command(f"--flagfile={runs.ROOT / 'configs' / 'study.cfg'}")
+    assert ended.value.code == 0
+    assert "39 runs: 39 done" in capsys.readouterr().out
+    assert (tmp_path / "results" / "study.json").read_bytes() == (
+        committed / "study.json"
+    ).read_bytes()
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

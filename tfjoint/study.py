@@ -576,10 +576,16 @@ def main(argv: Sequence[str]) -> None:
         require_same_study(study)
         print(listing(study, chosen, values.jobs))
         return
-    require_records(study, chosen)
+    missing = [
+        run
+        for run in chosen
+        if status(study, run, training_objects(study, run.views)).state != DONE
+    ]
+    if missing:
+        require_records(study, missing)
     claim_results(study, runs)
     with _stopping_on_sigterm():
-        make_records(study, chosen)
+        make_records(study, missing)
         code = work(study, chosen, values.jobs, values.max_hours)
     print(listing(study, chosen, values.jobs))
     sys.exit(code)

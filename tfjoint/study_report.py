@@ -146,8 +146,9 @@ def sections(
             "square is the uncompressed network, whose features of a view, as floats, are 12:1. "
             "The rates are nominal and of what is really sent, packed or coded with tables: where "
             "JPEG 2000 is asked for less than its headers, it sends more, and the same at several "
-            "rates. Of JPEG 2000, asked, whole files have to fit the rate; of JPEG 2000, payload, "
-            f"what is left without the headers that are the same for every view. {WARNING}",
+            "rates. JPEG 2000, asked, is what OpenJPEG makes when it is asked for files of that "
+            "rate; of JPEG 2000, payload, what is left without the headers that are the same for "
+            f"every view has to fit it. {WARNING}",
             _rates_table(results, _with_low(_SYSTEMS)),
             "figure-8.svg",
             systems,

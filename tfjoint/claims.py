@@ -263,9 +263,7 @@ def _above(
       factor: of the second.
       objects: positions of those that count, in the order of their ids; None is all.
     """
-    pair = paired(results, first, second)
-    if pair and objects is not None:
-        pair = Pair(pair.seeds, pair.first[:, objects], pair.second[:, objects])
+    pair = paired(results, first, second, objects=objects)
     text = _compared(first, "above", factor, second, pair) + (f" less {margin:g}" if margin else "")
     if pair is None:
         return Statement(text, None)

@@ -166,16 +166,26 @@ def paired(
     first: tuple[str, float | None],
     second: tuple[str, float | None],
     name: str = "iou",
+    objects: np.ndarray | None = None,
 ) -> Pair | None:
-    """Return a figure of every object for two (curve, rate), of the seeds that both have.
+    """Return a figure of objects for two (curve, rate), of the seeds that both have.
 
     None where one of them is not there, or they have no seed in common.
+
+    Args:
+      results: of the study.
+      first: curve and rate.
+      second: likewise.
+      name: of the figure.
+      objects: positions of those that count, in the order of their ids; None is all.
     """
     sides = [{p.seed: p for p in results.on(*wanted)} for wanted in (first, second)]
     common = tuple(sorted(set(sides[0]) & set(sides[1])))
     if not common:
         return None
-    return Pair(common, *(np.stack([side[seed].values(name) for seed in common]) for side in sides))
+    chosen = slice(None) if objects is None else objects
+    stacked = (np.stack([side[seed].values(name)[chosen] for seed in common]) for side in sides)
+    return Pair(common, *stacked)
 
 
 def greedy_bins(values: np.ndarray, std: float) -> list[np.ndarray]:

@@ -557,15 +557,13 @@ def _difference(
       name: figure of an object.
       objects: positions of those that count; None is all.
     """
-    pair = points.paired(results, new, old, name)
+    pair = points.paired(results, new, old, name, objects)
     if pair is None:
         return None
     form = {"iou": ".3f", "l_comp": ".4f"}[name]
-    of = slice(None) if objects is None else objects
-    first, second = pair.first[:, of], pair.second[:, of]
-    found = claims.sign_flip((first - second).mean(axis=0))
+    found = claims.sign_flip((pair.first - pair.second).mean(axis=0))
     p_value = min(1.0, 2 * min(found.p_for, found.p_against))
-    means = [f"{values.mean():{form}}" for values in (first, second)]
+    means = [f"{values.mean():{form}}" for values in (pair.first, pair.second)]
     return [*means, f"{found.mean:+{form}}", f"{p_value:.4f}", ", ".join(map(str, pair.seeds))]
 
 

@@ -237,7 +237,7 @@ _FILES: dict[int, tuple[str, ...]] = {
     3: ("reconstruction.", "implicit-384.", "sequential.", "direct.", "jpeg2000-asked."),
     4: (),
     5: ("compression-small-random.", "sequential.", "direct."),
-    6: ("compression-small-", "compression-original-"),
+    6: ("compression-small-random.", "compression-small-constant.", "compression-original-"),
     7: ("reconstruction.", "implicit-floats-", "direct-floats.", "sequential-floats.",
         "separate-floats.", "jpeg2000-low."),
 }  # fmt: skip
